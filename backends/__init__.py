@@ -1,0 +1,1 @@
+"""Backends: one contract (`backends.api`) for everything that can speak as a character."""

@@ -1,0 +1,1 @@
+"""Personas: characters read from cards, and the prompts made from them."""
