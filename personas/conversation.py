@@ -1,4 +1,4 @@
-"""A conversation as an immutable tree of messages; saying, rewinding and branching make new ones."""
+"""A conversation as an immutable tree of messages; saying and rewinding make new ones."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ChatMessage:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A chat of one user with one persona revision. `head` is the last message of the line shown."""
+    """A chat of one user with one persona revision; `head` ends the line that is shown."""
 
     id: str
     persona_id: str

@@ -1,0 +1,33 @@
+"""What the engine process is told at its start: one frozen value, read by the worker alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["EngineSettings"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Settings of one engine process.
+
+    `model` is the name of a packaged model or the path of a Hugging Face folder. Converted
+    weights, the KV files and the KV secret live under `data_dir`. `threads` 0 uses every core.
+    `context` caps the model's own context length, in tokens. `step_tokens` is the budget of one
+    scheduling step: decodes first, the rest for chunks of prefill. `store` is `tiered` or `none`.
+    """
+
+    data_dir: Path
+    model: str = "gemma-3-270m"
+    threads: int = 0
+    context: int = 4096
+    max_running: int = 8
+    max_queued: int = 64
+    step_tokens: int = 256
+    store: str = "tiered"
+    host_bytes: int = 1 << 30
+    disk_bytes: int = 4 << 30
