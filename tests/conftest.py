@@ -1,0 +1,42 @@
+"""What every test has: no way out of this machine."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+import pytest
+
+
+class OutsideWorldError(AssertionError):
+    """A test tried to reach an address that is not on this machine."""
+
+
+def refuse_foreign(address: object) -> None:
+    """Raises unless `address` is a unix path or on the loopback."""
+    if not isinstance(address, tuple):
+        return
+    host = str(address[0])
+    try:
+        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = False
+    if not local:
+        raise OutsideWorldError(f"a test may not connect to {host}")
+
+
+@pytest.fixture(autouse=True)
+def no_outside_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuses every connection but loopback and unix sockets."""
+    connect, connect_ex = socket.socket.connect, socket.socket.connect_ex
+
+    def guarded(self: socket.socket, address: socket._Address) -> None:
+        refuse_foreign(address)
+        connect(self, address)
+
+    def guarded_ex(self: socket.socket, address: socket._Address) -> int:
+        refuse_foreign(address)
+        return connect_ex(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+    monkeypatch.setattr(socket.socket, "connect_ex", guarded_ex)
