@@ -91,11 +91,15 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class PrefixKey:
-    """Names a prefix of exactly `length` tokens inside one space."""
+    """Names a prefix of exactly `length` tokens inside one space.
+
+    `rolling` is an index value of the same tokens (see `kvstore.keys`); `digest` is the authority.
+    """
 
     space: bytes
     digest: bytes
     length: int
+    rolling: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +140,10 @@ class Chain(Protocol):
         """Appends `k` tokens in O(k)."""
         ...
 
+    def rolling(self, length: int) -> int:
+        """The index value of the first `length` tokens."""
+        ...
+
     def key(self, length: int) -> PrefixKey:
         """The key of the first `length` tokens."""
         ...
@@ -145,8 +153,10 @@ class Chain(Protocol):
 class Match:
     """The longest restorable prefix: `length` tokens, made of `blocks`.
 
-    `by_tier` says how many of the tokens the slowest-needed tier serves; it sums to `length`.
-    `miss` says why it was not longer: `""`, `cold`, `diverged`, `evicted`, `window_evicted`.
+    `by_tier` says how many of the tokens each tier serves, a token counting for the slowest tier
+    that any of its blocks comes from; it sums to `length`. `miss` says why the match is not longer:
+    `cold` (nothing of this prefix was ever here), `evicted` or `window_evicted` (a longer one was,
+    and a global or a local block of it is gone), `damaged`, or `""` (the rest was never seen).
     """
 
     length: int
@@ -210,7 +220,11 @@ class Tier(Protocol):
         ...
 
     def put(self, blocks: Sequence[Block]) -> int:
-        """Stores what it can and says how many; an existing key is left as it is."""
+        """Stores what it can and says how many it holds now; an existing key is left as it is."""
+        ...
+
+    def held(self) -> list[BlockKey]:
+        """Everything it holds now, from memory."""
         ...
 
     def discard(self, keys: Sequence[BlockKey]) -> None:
@@ -245,7 +259,10 @@ class PrefixStore(Protocol):
         ...
 
     def load(self, match: Match, chain: Chain) -> Ticket:
-        """Starts to bring the match's blocks; the result comes out of `poll`."""
+        """Starts to bring the match's blocks; the result comes out of `poll`.
+
+        The caller leaves `chain` as it is until then.
+        """
         ...
 
     def poll(self) -> list[Loaded]:
