@@ -273,10 +273,10 @@ class PrefixStore(Protocol):
         """The blocks that the prefix of `length` tokens needs and the store does not hold."""
         ...
 
-    def offer(self, blocks: Sequence[Block], *, owner: str) -> int:
+    def offer(self, blocks: Sequence[Block]) -> int:
         """Queues blocks to be stored behind the reply; returns how many were taken.
 
-        `owner` is the conversation, for deletion. A full queue drops and counts.
+        A full queue drops and counts.
         """
         ...
 

@@ -87,11 +87,12 @@ class DiskTier:
             raise StoreError(f"KV folder {path}: {error.strerror or error}") from error
 
     def leading(self, keys: Sequence[BlockKey]) -> int:
-        with self._lock:
-            for index, key in enumerate(keys):
-                if key not in self._where:
-                    return index
-            return len(keys)
+        # Without the lock, which a write holds while it waits for the disk: looking into the
+        # index is atomic, and an answer may be out of date as soon as it is given anyway.
+        for index, key in enumerate(keys):
+            if key not in self._where:
+                return index
+        return len(keys)
 
     def get(self, keys: Sequence[BlockKey]) -> list[Block | None]:
         with self._lock:

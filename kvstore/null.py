@@ -56,7 +56,7 @@ class NullStore:
     def missing(self, chain: Chain, length: int) -> list[BlockKey]:
         return []
 
-    def offer(self, blocks: Sequence[Block], *, owner: str) -> int:
+    def offer(self, blocks: Sequence[Block]) -> int:
         return 0
 
     def stats(self) -> StoreStats:

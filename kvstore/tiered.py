@@ -104,7 +104,7 @@ class TieredStore:
             if self._tier_of(key) is None
         ]
 
-    def offer(self, blocks: Sequence[Block], *, owner: str) -> int:
+    def offer(self, blocks: Sequence[Block]) -> int:
         """Keeps blocks in the first tier now and in the others behind the reply."""
         with self._lock:
             self._offered += len(blocks)

@@ -31,7 +31,7 @@ ROOM = 1 << 20
 def keep(store: PrefixStore, of: TokenChain, length: int, layout: Layout = LAYOUT) -> int:
     """Offers what the prefix needs and the store lacks."""
     keys = store.missing(of, length)
-    return store.offer([block(key, of, layout) for key in keys], owner="chat")
+    return store.offer([block(key, of, layout) for key in keys])
 
 
 def bring(store: PrefixStore, of: TokenChain, match: Match | None = None) -> Loaded:
@@ -259,7 +259,7 @@ def test_null_store() -> None:
     mine = chain(range(20))
     assert store.match(mine) == Match(0, miss="cold")
     assert store.missing(mine, 20) == []
-    assert store.offer([], owner="chat") == 0
+    assert store.offer([]) == 0
     assert store.poll() == []
     with pytest.raises(ValueError, match="nothing to load"):
         store.load(Match(0), mine)
