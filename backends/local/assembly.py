@@ -1,0 +1,117 @@
+"""From settings to an engine that can run: weights, tenants' spaces, store."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from backends.api import Capabilities
+from backends.local.checkpoint import load
+from backends.local.engine import Engine
+from backends.local.packaged import prepare
+from backends.local.prefix import Prefixes
+from backends.local.scheduler import Limits
+from backends.local.secret import kv_secret, tenant_salt
+from kvstore.api import Space
+from kvstore.disk import DiskTier
+from kvstore.host import HostTier
+from kvstore.keys import TokenChain
+from kvstore.null import NullStore
+from kvstore.tiered import TieredStore
+
+if TYPE_CHECKING:
+    from backends.local.checkpoint import LoadedModel
+    from backends.local.progress import Progress
+    from backends.local.settings import EngineSettings
+    from backends.local.template import Template
+    from kvstore.api import Layout, PrefixStore
+
+__all__ = ["Assembled", "assemble"]
+
+KV_DTYPE = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """An engine that is ready to `run`, and what it says of itself."""
+
+    engine: Engine
+    template: Template
+    capabilities: Capabilities
+
+
+def assemble(settings: EngineSettings, progress: Progress) -> Assembled:
+    """Prepares and loads the model and opens the store; takes seconds, the first time a minute.
+
+    Sets torch's thread count. Raises `ModelError`, `StoreError`, `ValueError` (settings that
+    contradict each other) or `OSError` (data folder), each with one line for people.
+    """
+    limits = Limits(settings.max_running, settings.max_queued, settings.step_tokens)
+    if settings.context < 2:
+        raise ValueError(f"context must be at least 2: {settings.context}")
+    torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    folder = prepare(settings.model, settings.data_dir, progress)
+    progress("Loading the model", 0, 1)
+    model = load(folder)
+    _ = model.tokenizer.blank_ids  # a scan of the vocabulary that the first turn need not wait for
+    layout = model.config.kv_layout()
+    spaces = _Spaces(settings, model, layout)
+    prefixes = Prefixes(
+        _open_store(settings, layout),
+        layout,
+        lambda tenant: TokenChain(spaces.of_tenant(tenant), layout),
+    )
+    context = min(settings.context, model.config.max_context)
+    engine = Engine(
+        model.decoder,
+        model.tokenizer,
+        model.template,
+        prefixes,
+        limits=limits,
+        context=context,
+    )
+    progress("Loading the model", 1, 1)
+    capabilities = Capabilities(model=settings.model, context=context, notice=model.notice)
+    return Assembled(engine, model.template, capabilities)
+
+
+class _Spaces:
+    """The KV space of each tenant, for one model."""
+
+    def __init__(self, settings: EngineSettings, model: LoadedModel, layout: Layout) -> None:
+        self._secret = kv_secret(settings.data_dir)
+        # The shape, RoPE bases and norms are no part of the weights file but change the KV.
+        self._model = hashlib.sha256(repr(model.config).encode()).hexdigest()
+        self._weights = model.fingerprint
+        self._tokenizer = model.tokenizer.digest
+        self._layout = ";".join(
+            [f"block={layout.block_tokens}", *(f"{g.layers}/{g.window}" for g in layout.groups)]
+        )
+
+    def of_tenant(self, tenant: str) -> Space:
+        return Space(
+            model=self._model,
+            weights=self._weights,
+            tokenizer=self._tokenizer,
+            kv_layout=self._layout,
+            kv_dtype=KV_DTYPE,
+            tenant_salt=tenant_salt(self._secret, tenant),
+        )
+
+
+def _open_store(settings: EngineSettings, layout: Layout) -> PrefixStore:
+    match settings.store:
+        case "tiered":
+            host = HostTier(layout, settings.host_bytes)
+            return TieredStore(
+                layout, (host, DiskTier(settings.data_dir / "kv", settings.disk_bytes))
+            )
+        case "none":
+            return NullStore()
+        case other:
+            raise ValueError(f"store must be 'tiered' or 'none', not {other!r}")

@@ -1,0 +1,329 @@
+"""The engine's loop: take commands, schedule, run the model, sample, emit.
+
+    submit(turn, emit) -> id     any thread; renders the prompt there, so that the loop never waits
+                                 for a tokenizer
+    cancel(id)                   any thread; takes effect before the next step computes anything
+    step() -> bool               the engine's thread: one round of the loop
+    run(), stop()                `run` steps until `stop`, sleeping while there is nothing to do
+    stats() -> EngineStats       any thread
+
+Everything a turn gives comes through its `emit`: text, then one `Finished`, or one `BackendError`.
+After `cancel` took effect nothing comes any more. A turn that fails ends alone; only a failure of
+the model itself ends the turns of that one step together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import queue
+import threading
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import structlog
+import torch
+
+from backends.errors import BackendError, BackendErrorCode
+from backends.local.cache import SequenceKV
+from backends.local.generation import Generation
+from backends.local.model import Chunk
+from backends.local.request import State
+from backends.local.scheduler import Full, Scheduler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from backends.api import FinishReason, Turn
+    from backends.local.generation import Emit
+    from backends.local.model import Decoder
+    from backends.local.prefix import Arrival, Prefix, Prefixes
+    from backends.local.request import Request
+    from backends.local.scheduler import Limits, Plan, Slice
+    from backends.local.template import Template
+    from backends.local.tokenizer import Tokenizer
+
+__all__ = ["Engine", "EngineStats"]
+
+log = structlog.get_logger()
+
+LOADING_POLL_S = 0.001
+"""How long the loop sleeps while all it has are restores in flight."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Turns held now, and counters since the engine was made."""
+
+    queued: int = 0
+    running: int = 0
+    steps: int = 0
+    finished: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    sampled_tokens: int = 0
+
+
+@dataclass(slots=True)
+class _Live:
+    """What a running turn holds: freed as one."""
+
+    generation: Generation
+    kv: SequenceKV
+    prefix: Prefix | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Cancel:
+    id: int
+
+
+class _Stop:
+    """Ends `run`."""
+
+
+class Engine:
+    """One model, many turns. `context` counts tokens, the reply included."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer,
+        template: Template,
+        prefixes: Prefixes,
+        *,
+        limits: Limits,
+        context: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._decoder = decoder
+        self._tokenizer = tokenizer
+        self._template = template
+        self._prefixes = prefixes
+        self._context = context
+        self._clock = clock
+        self._ids = itertools.count(1)
+        self._commands: queue.SimpleQueue[Generation | _Cancel | _Stop] = queue.SimpleQueue()
+        self._rendering = threading.Lock()
+        # Only the engine's thread touches what follows; `stats` reads snapshots of it.
+        self._scheduler = Scheduler(limits)
+        self._live: dict[int, _Live] = {}
+        self._stats = EngineStats()
+        self._stopped = False
+
+    def submit(self, turn: Turn, emit: Emit) -> int:
+        """Renders the turn's prompt and queues it; returns the id for `cancel`.
+
+        Blocks for the tokenizer. Every failure, a prompt without room for a reply included, goes
+        to `emit`, which must not raise.
+        """
+        arrived = self._clock()
+        id = next(self._ids)
+        try:
+            with self._rendering:
+                prompt = self._template.render(turn)
+            if not prompt.ids:
+                raise BackendError(BackendErrorCode.BAD_REQUEST, "the prompt is empty")
+            if len(prompt.ids) >= self._context:
+                raise BackendError(
+                    BackendErrorCode.CONTEXT_OVERFLOW,
+                    f"the prompt has {len(prompt.ids)} tokens; "
+                    f"the context of {self._context} leaves no room for a reply",
+                    detail={"prompt_tokens": len(prompt.ids), "context": self._context},
+                )
+            generation = Generation(
+                id,
+                turn,
+                prompt,
+                vocabulary=self._tokenizer,
+                context=self._context,
+                emit=emit,
+                arrived=arrived,
+            )
+        except BackendError as error:
+            emit(error)
+        except Exception:
+            log.exception("prompt_failed", request=id)
+            emit(BackendError(BackendErrorCode.INTERNAL, "the prompt could not be made"))
+        else:
+            self._commands.put(generation)
+        return id
+
+    def cancel(self, id: int) -> None:
+        """Ends a turn; unknown and ended ones are fine."""
+        self._commands.put(_Cancel(id))
+
+    def stop(self) -> None:
+        """Ends `run` at its next round; the turns it holds fail as UNAVAILABLE."""
+        self._commands.put(_Stop())
+
+    def stats(self) -> EngineStats:
+        """A snapshot."""
+        return self._stats
+
+    def run(self) -> None:
+        """Steps until `stop`, then ends what is left and closes the store."""
+        while not self._stopped:
+            if self.step():
+                continue
+            try:
+                # Nothing to compute: sleep until a command comes or a restore may have ended.
+                self._obey(self._commands.get(timeout=LOADING_POLL_S if self._live else None))
+            except queue.Empty:
+                continue
+        for live in list(self._live.values()):
+            error = BackendError(BackendErrorCode.UNAVAILABLE, "the engine stops", retryable=True)
+            live.generation.emit(error)
+            self._end(live, keep=True)
+        for request in self._scheduler.queued:
+            self._scheduler.remove(request)
+        self._count()
+        self._prefixes.close()
+
+    def step(self) -> bool:
+        """One round; returns whether the model ran."""
+        self._take_commands()
+        for arrival in self._prefixes.arrived():
+            live = next(v for v in self._live.values() if v.prefix is arrival.prefix)
+            with self._failing_alone(live):
+                self._restore(live, arrival)
+        for request in self._scheduler.admit():
+            live = self._live[request.id]
+            with self._failing_alone(live):
+                self._begin(live)
+        plan = self._scheduler.plan()
+        if plan.slices:
+            self._compute(plan)
+        self._count(steps=bool(plan.slices))
+        return bool(plan.slices)
+
+    def _take_commands(self) -> None:
+        try:
+            while True:
+                self._obey(self._commands.get_nowait())
+        except queue.Empty:
+            return
+
+    def _obey(self, command: Generation | _Cancel | _Stop) -> None:
+        match command:
+            case Generation():
+                self._queue(command)
+            case _Cancel(id):
+                live = self._live.get(id)
+                if live is not None:
+                    self._count(cancelled=1)
+                    self._end(live, keep=True)
+            case _Stop():
+                self._stopped = True
+
+    def _queue(self, generation: Generation) -> None:
+        try:
+            self._scheduler.add(generation.request)
+        except Full as full:
+            self._count(failed=1)
+            detail = {"queued": full.max_queued}
+            generation.emit(
+                BackendError(BackendErrorCode.OVERLOADED, str(full), retryable=True, detail=detail)
+            )
+            return
+        self._live[generation.request.id] = _Live(generation, SequenceKV(self._decoder.config))
+
+    def _begin(self, live: _Live) -> None:
+        generation, request = live.generation, live.generation.request
+        generation.clocks.admitted = self._clock()
+        self._count(prompt_tokens=request.prompt_len)
+        live.prefix = self._prefixes.look_up(request.tenant, request.tokens)
+        if live.prefix.ticket is None:
+            generation.clocks.restored = generation.clocks.admitted
+            request.move(State.PREFILL)
+        else:
+            request.move(State.LOADING)
+
+    def _restore(self, live: _Live, arrival: Arrival) -> None:
+        request = live.generation.request
+        length = self._prefixes.restore(arrival, live.kv)
+        request.restore(length)
+        request.move(State.PREFILL)
+        live.generation.clocks.restored = self._clock()
+        self._count(cached_tokens=length)
+
+    def _compute(self, plan: Plan) -> None:
+        chunks = [
+            Chunk(self._live[s.request.id].kv, torch.tensor(s.request.tokens[s.start : s.end]))
+            for s in plan.slices
+        ]
+        try:
+            logits = self._decoder.forward(chunks).numpy()  # [len(slices), V]
+        except Exception:
+            log.exception("forward_failed", requests=len(plan.slices), tokens=plan.token_count)
+            for piece in plan.slices:
+                self._fail(self._live[piece.request.id], "the model failed")
+            return
+        now = self._clock()
+        for piece, row in zip(plan.slices, logits, strict=True):
+            live = self._live[piece.request.id]
+            with self._failing_alone(live):
+                piece.request.advance(piece.end - piece.start)
+                self._keep_boundary(live, piece)
+                if piece.request.pending_len == 0:
+                    self._count(sampled_tokens=1)
+                    reason = live.generation.sample(row, now)
+                    if reason is not None:
+                        self._finish(live, reason)
+
+    @contextlib.contextmanager
+    def _failing_alone(self, live: _Live) -> Iterator[None]:
+        """A defect in one turn's work ends that turn and no other."""
+        try:
+            yield
+        except Exception:
+            log.exception("turn_failed", request=live.generation.request.id)
+            self._fail(live, "the turn failed in the engine")
+
+    def _keep_boundary(self, live: _Live, piece: Slice) -> None:
+        """Keeps the prompt's last message boundary while its sliding windows are still here.
+
+        A regenerated or edited turn begins there, not at the end of this reply.
+        """
+        inside = [b for b in live.generation.boundaries if b < piece.request.prompt_len]
+        if inside and piece.start < inside[-1] <= piece.end and live.prefix is not None:
+            self._keep(live, piece.request.tokens[: inside[-1]])
+
+    def _finish(self, live: _Live, reason: FinishReason) -> None:
+        assert live.prefix is not None
+        live.generation.finish(reason, by_tier=live.prefix.by_tier, miss=live.prefix.miss)
+        self._count(finished=1)
+        self._end(live, keep=True)
+
+    def _fail(self, live: _Live, message: str) -> None:
+        self._count(failed=1)
+        live.generation.emit(BackendError(BackendErrorCode.INTERNAL, message))
+        self._end(live, keep=False)
+
+    def _end(self, live: _Live, *, keep: bool) -> None:
+        """Frees everything the turn holds; keeps its KV first where that is worth it."""
+        request: Request = live.generation.request
+        self._live.pop(request.id, None)
+        self._scheduler.remove(request)
+        request.move(State.ENDED)
+        if live.prefix is None:
+            return
+        self._prefixes.forget(live.prefix)
+        if keep and request.computed_len > request.restored_len:
+            self._keep(live, live.generation.kept_tokens())
+
+    def _keep(self, live: _Live, tokens: list[int]) -> None:
+        assert live.prefix is not None
+        try:
+            self._prefixes.keep(live.prefix, live.kv, tokens)
+        except Exception:
+            # The reply is whole; only its cache is not.
+            log.exception("prefix_not_kept", request=live.generation.request.id)
+
+    def _count(self, **more: int) -> None:
+        added = {name: getattr(self._stats, name) + count for name, count in more.items()}
+        held = len(self._scheduler.queued), len(self._scheduler.running)
+        self._stats = replace(self._stats, queued=held[0], running=held[1], **added)

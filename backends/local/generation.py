@@ -1,0 +1,147 @@
+"""One reply being spoken: sampled tokens in, turn events out. No torch.
+
+A `Generation` ties a turn to its request, sampler and detokenizer; the engine feeds it one row of
+logits a step. Every event goes to `emit`, on the engine's thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from backends.api import (
+    Finished,
+    FinishReason,
+    SampledTokens,
+    TextDelta,
+    Timings,
+    Usage,
+)
+from backends.local.detokenize import Detokenizer
+from backends.local.request import Request
+from backends.local.sampling import Sampler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from backends.api import Turn, TurnEvent
+    from backends.errors import BackendError
+    from backends.local.template import Prompt
+
+    Emit = Callable[[TurnEvent | BackendError], None]
+
+__all__ = ["Clocks", "Generation", "Vocabulary"]
+
+
+class Vocabulary(Protocol):
+    """What a reply needs of a tokenizer."""
+
+    @property
+    def digest(self) -> str: ...
+
+    def encode_text(self, text: str) -> Sequence[int]: ...
+
+    def token_bytes(self, token_id: int) -> bytes: ...
+
+
+@dataclass(slots=True)
+class Clocks:
+    """Moments of one turn, in seconds of one monotonic clock."""
+
+    arrived: float
+    admitted: float = 0.0
+    restored: float = 0.0
+    first: float = 0.0
+    last: float = 0.0
+
+    def timings(self) -> Timings:
+        return Timings(
+            queue_ms=(self.admitted - self.arrived) * 1e3,
+            restore_ms=(self.restored - self.admitted) * 1e3,
+            prefill_ms=(self.first - self.restored) * 1e3,
+            ttft_ms=(self.first - self.arrived) * 1e3,
+            decode_ms=(self.last - self.first) * 1e3,
+        )
+
+
+class Generation:
+    """A turn from its prompt to its `Finished`."""
+
+    def __init__(
+        self,
+        id: int,
+        turn: Turn,
+        prompt: Prompt,
+        *,
+        vocabulary: Vocabulary,
+        context: int,
+        emit: Emit,
+        arrived: float,
+    ) -> None:
+        """`context` leaves room for at least one token behind the prompt."""
+        assert len(prompt.ids) < context
+        self.request = Request(id, turn.tenant, prompt.ids)
+        self.boundaries = prompt.boundaries
+        self.clocks = Clocks(arrived)
+        self.emit = emit
+        self._vocabulary = vocabulary
+        self._end_ids = prompt.end_ids
+        self._sampler = Sampler(turn.sampling, prompt.ids, prompt.not_first_ids)
+        self._detokenizer = Detokenizer((*prompt.stops, *turn.sampling.stop))
+        self._most = min(turn.sampling.max_tokens, context - len(prompt.ids))
+
+    def sample(self, logits: NDArray[np.float32], now: float) -> FinishReason | None:
+        """Draws the next token of logits [V] and sends its text; says why the reply ends here.
+
+        `now` is the moment the logits were there. Raises `ValueError` for broken logits.
+        """
+        token = self._sampler.draw(logits)
+        self.request.append(token)
+        self.clocks.first = self.clocks.first or now
+        self.clocks.last = now
+        if token in self._end_ids:
+            return FinishReason.COMPLETE
+        self._send(self._detokenizer.push(self._vocabulary.token_bytes(token)))
+        if self._detokenizer.stopped:
+            return FinishReason.COMPLETE
+        if len(self.request.tokens) - self.request.prompt_len >= self._most:
+            return FinishReason.LENGTH
+        return None
+
+    def finish(
+        self, reason: FinishReason, *, by_tier: tuple[tuple[str, int], ...], miss: str
+    ) -> None:
+        """Sends what was held back, then `Finished`."""
+        self._send(self._detokenizer.finish())
+        request = self.request
+        usage = Usage(
+            prompt_tokens=request.prompt_len,
+            cached_tokens=request.restored_len,
+            completion_tokens=len(request.sampled),
+            cached_by_tier=by_tier,
+            miss=miss,
+        )
+        self.emit(Finished(reason, usage, self.clocks.timings(), self._sampled()))
+
+    def kept_tokens(self) -> list[int]:
+        """The prompt and what the reply kept of the sampled ids, as far as their KV exists.
+
+        This is the prefix that the conversation's next prompt begins with. Ends the reply's text.
+        """
+        self._detokenizer.finish()
+        kept_len = self.request.prompt_len + self._detokenizer.kept().token_count
+        return self.request.tokens[: min(kept_len, self.request.computed_len)]
+
+    def _sampled(self) -> SampledTokens:
+        kept = self._detokenizer.kept()
+        ids = self.request.sampled[: kept.token_count]
+        if kept.remainder:
+            ids += self._vocabulary.encode_text(kept.remainder)
+        return SampledTokens(self._vocabulary.digest, tuple(ids))
+
+    def _send(self, text: str) -> None:
+        if text:
+            self.emit(TextDelta(text))
