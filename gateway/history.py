@@ -1,0 +1,176 @@
+"""The contract of the durable conversations, its values, and what other rooms see of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from gateway import protocol
+from gateway.protocol import MessageStatus
+from personas.conversation import ChatMessage, Conversation
+
+if TYPE_CHECKING:
+    from backends.api import Role, SampledTokens
+    from gateway.protocol import Error, Stats
+
+__all__ = ["Chat", "ChatSummary", "History", "StoredMessage", "TurnRecord", "preview"]
+
+PREVIEW_CHARS = 120
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredMessage:
+    """One node of a chat's tree. `status` None: it is being spoken now."""
+
+    id: str
+    parent: str | None
+    role: Role
+    name: str
+    text: str
+    turn: str | None = None
+    status: MessageStatus | None = MessageStatus.COMPLETE
+    stats: Stats | None = None
+    sampled: SampledTokens | None = None
+
+    def wire(self) -> protocol.Message:
+        """As people see it; one that is being spoken reads as interrupted."""
+        return protocol.Message(
+            id=self.id,
+            role=self.role,
+            name=self.name,
+            text=self.text,
+            turn=self.turn,
+            status=self.status or MessageStatus.INTERRUPTED,
+            stats=self.stats,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnRecord:
+    """An accepted turn; `request` is the client's id, unique in its chat."""
+
+    id: str
+    request: str
+    user_message: str
+    reply: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chat:
+    """One conversation with everything that was said, in the order it was said."""
+
+    id: str
+    persona_id: str
+    persona_revision: str
+    persona_name: str
+    user: str
+    head: str | None = None
+    messages: tuple[StoredMessage, ...] = ()
+    turns: tuple[TurnRecord, ...] = ()
+
+    def message(self, message_id: str) -> StoredMessage:
+        """Raises `KeyError`."""
+        for message in self.messages:
+            if message.id == message_id:
+                return message
+        raise KeyError(message_id)
+
+    def path(self) -> tuple[StoredMessage, ...]:
+        """The line from the first message to the head."""
+        by_id = {m.id: m for m in self.messages}
+        line: list[StoredMessage] = []
+        at = self.head
+        while at is not None:
+            line.append(by_id[at])
+            at = by_id[at].parent
+        return tuple(reversed(line))
+
+    def accept(self, record: TurnRecord, user: StoredMessage, reply: StoredMessage) -> Chat:
+        """With one more turn, whose reply is the new head."""
+        return replace(
+            self,
+            head=reply.id,
+            messages=(*self.messages, user, reply),
+            turns=(*self.turns, record),
+        )
+
+    def settle(self, reply: StoredMessage) -> Chat:
+        """With a reply in its final form."""
+        return replace(
+            self, messages=tuple(reply if m.id == reply.id else m for m in self.messages)
+        )
+
+    def conversation(self) -> Conversation:
+        """What a prompt is made from: the shown line without the replies that have no text."""
+        said: list[ChatMessage] = []
+        for m in self.path():
+            if m.text:
+                parent = said[-1].id if said else None
+                said.append(ChatMessage(m.id, parent, m.role, m.name, m.text, m.sampled))
+        return Conversation(
+            id=self.id,
+            persona_id=self.persona_id,
+            persona_revision=self.persona_revision,
+            user=self.user,
+            messages=tuple(said),
+            head=said[-1].id if said else None,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatSummary:
+    """One line of a list of chats; `updated` in Unix seconds."""
+
+    id: str
+    persona_id: str
+    persona_name: str
+    user: str
+    preview: str
+    updated: float
+
+
+def preview(text: str) -> str:
+    """The beginning of a message on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= PREVIEW_CHARS else line[: PREVIEW_CHARS - 1] + "…"
+
+
+class History(Protocol):
+    """Durable conversations. When a write returns, it is on disk.
+
+    Every method but `aclose` raises `HistoryError` when the store fails; nothing is half written.
+    """
+
+    async def create(self, chat: Chat) -> None:
+        """Stores a new chat with its first messages."""
+        ...
+
+    async def load(self, chat_id: str) -> Chat | None:
+        """The chat, or None."""
+        ...
+
+    async def summaries(self) -> tuple[ChatSummary, ...]:
+        """All chats, the newest first."""
+        ...
+
+    async def accept(
+        self, chat_id: str, record: TurnRecord, user: StoredMessage, reply: StoredMessage
+    ) -> None:
+        """Stores a turn: what the person said, and the reply that is to come."""
+        ...
+
+    async def checkpoint(self, reply_id: str, text: str) -> None:
+        """Stores what was spoken of a reply so far."""
+        ...
+
+    async def finish(self, reply: StoredMessage, error: Error | None = None) -> None:
+        """Stores a reply in its final form, and why it failed where it did."""
+        ...
+
+    async def check(self) -> None:
+        """Returns when a write would succeed now."""
+        ...
+
+    async def aclose(self) -> None:
+        """Finishes what was begun. Idempotent."""
+        ...

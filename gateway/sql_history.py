@@ -1,0 +1,325 @@
+"""Conversations in SQLite through SQLAlchemy Core. Imported only by the server's wiring."""
+
+from __future__ import annotations
+
+import array
+import sqlite3
+import sys
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from backends.api import Role, SampledTokens
+from gateway.errors import HistoryError, HistoryFault
+from gateway.history import Chat, ChatSummary, StoredMessage, TurnRecord, preview
+from gateway.protocol import MessageStatus, Stats
+from gateway.schema import HEAD, chats, messages, turns
+from gateway.writer import Writer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from gateway.protocol import Error
+
+__all__ = ["SqlHistory", "pack_ids", "unpack_ids"]
+
+R = TypeVar("R")
+LIVE = "live"
+BUSY_MS = 5000
+
+FAULTS = {
+    sqlite3.SQLITE_NOTADB: (HistoryFault.DAMAGED, "is damaged or no SQLite database"),
+    sqlite3.SQLITE_CORRUPT: (HistoryFault.DAMAGED, "is damaged"),
+    sqlite3.SQLITE_BUSY: (HistoryFault.LOCKED, "is locked by another process"),
+    sqlite3.SQLITE_LOCKED: (HistoryFault.LOCKED, "is locked by another process"),
+    sqlite3.SQLITE_READONLY: (HistoryFault.UNWRITABLE, "cannot be written"),
+    sqlite3.SQLITE_CANTOPEN: (HistoryFault.UNWRITABLE, "cannot be opened"),
+    sqlite3.SQLITE_PERM: (HistoryFault.UNWRITABLE, "cannot be written"),
+    sqlite3.SQLITE_FULL: (HistoryFault.UNWRITABLE, "cannot grow: the disk is full"),
+    sqlite3.SQLITE_IOERR: (HistoryFault.UNWRITABLE, "cannot be read or written (I/O error)"),
+}
+
+
+def pack_ids(ids: tuple[int, ...]) -> bytes:
+    """Token ids as little-endian uint32."""
+    packed = array.array("I", ids)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def unpack_ids(blob: bytes) -> tuple[int, ...]:
+    """The inverse of `pack_ids`."""
+    ids = array.array("I", blob)
+    if sys.byteorder == "big":
+        ids.byteswap()
+    return tuple(ids)
+
+
+class SqlHistory:
+    """Implements `gateway.history.History`. Make it with `open`."""
+
+    def __init__(self, engine: sa.Engine, path: Path) -> None:
+        self._engine = engine
+        self._path = path
+        self._writer = Writer(engine)
+        self._closed = False
+
+    @classmethod
+    async def open(cls, path: Path) -> SqlHistory:
+        """Opens or makes the database, upgrades it, and marks cut replies as interrupted.
+
+        Raises `HistoryError` when it is damaged, locked, unwritable or of a newer release.
+        """
+        history = cls(_engine(path), path)
+        try:
+            await history._run(_prepare)
+        except BaseException:
+            await history.aclose()
+            raise
+        return history
+
+    async def create(self, chat: Chat) -> None:
+        now = time.time()
+
+        def work(connection: sa.Connection) -> None:
+            connection.execute(
+                chats.insert().values(
+                    id=chat.id,
+                    persona_id=chat.persona_id,
+                    persona_revision=chat.persona_revision,
+                    persona_name=chat.persona_name,
+                    user=chat.user,
+                    head=chat.head,
+                    preview=preview(chat.messages[-1].text) if chat.messages else "",
+                    created=now,
+                    updated=now,
+                )
+            )
+            for message in chat.messages:
+                _insert(connection, chat.id, message, now)
+
+        await self._run(work)
+
+    async def load(self, chat_id: str) -> Chat | None:
+        def work(connection: sa.Connection) -> Chat | None:
+            row = connection.execute(sa.select(chats).where(chats.c.id == chat_id)).one_or_none()
+            if row is None:
+                return None
+            said = sa.select(messages).where(messages.c.chat == chat_id)
+            asked = sa.select(turns).where(turns.c.chat == chat_id).order_by(turns.c.created)
+            return Chat(
+                id=row.id,
+                persona_id=row.persona_id,
+                persona_revision=row.persona_revision,
+                persona_name=row.persona_name,
+                user=row.user,
+                head=row.head,
+                messages=tuple(
+                    _message(m) for m in connection.execute(said.order_by(messages.c.position))
+                ),
+                turns=tuple(
+                    TurnRecord(
+                        id=t.id, request=t.request, user_message=t.user_message, reply=t.reply
+                    )
+                    for t in connection.execute(asked)
+                ),
+            )
+
+        return await self._run(work)
+
+    async def summaries(self) -> tuple[ChatSummary, ...]:
+        def work(connection: sa.Connection) -> tuple[ChatSummary, ...]:
+            newest = sa.select(chats).order_by(chats.c.updated.desc(), chats.c.id)
+            return tuple(
+                ChatSummary(
+                    id=row.id,
+                    persona_id=row.persona_id,
+                    persona_name=row.persona_name,
+                    user=row.user,
+                    preview=row.preview,
+                    updated=row.updated,
+                )
+                for row in connection.execute(newest)
+            )
+
+        return await self._run(work)
+
+    async def accept(
+        self, chat_id: str, record: TurnRecord, user: StoredMessage, reply: StoredMessage
+    ) -> None:
+        now = time.time()
+
+        def work(connection: sa.Connection) -> None:
+            _insert(connection, chat_id, user, now)
+            _insert(connection, chat_id, reply, now)
+            connection.execute(
+                turns.insert().values(
+                    id=record.id,
+                    chat=chat_id,
+                    request=record.request,
+                    user_message=record.user_message,
+                    reply=record.reply,
+                    created=now,
+                )
+            )
+            connection.execute(
+                chats.update()
+                .where(chats.c.id == chat_id)
+                .values(head=reply.id, preview=preview(user.text), updated=now)
+            )
+
+        await self._run(work)
+
+    async def checkpoint(self, reply_id: str, text: str) -> None:
+        def work(connection: sa.Connection) -> None:
+            spoken = messages.update().where(messages.c.id == reply_id, messages.c.status == LIVE)
+            connection.execute(spoken.values(text=text))
+
+        await self._run(work)
+
+    async def finish(self, reply: StoredMessage, error: Error | None = None) -> None:
+        now = time.time()
+
+        def work(connection: sa.Connection) -> None:
+            connection.execute(
+                messages.update().where(messages.c.id == reply.id).values(**_outcome(reply))
+            )
+            connection.execute(
+                turns.update()
+                .where(turns.c.reply == reply.id)
+                .values(error=asdict(error) if error else None, ended=now)
+            )
+            if reply.text:
+                of = sa.select(messages.c.chat).where(messages.c.id == reply.id).scalar_subquery()
+                connection.execute(
+                    chats.update()
+                    .where(chats.c.id == of)
+                    .values(preview=preview(reply.text), updated=now)
+                )
+
+        await self._run(work)
+
+    async def check(self) -> None:
+        # A commit that changes nothing would not notice a full disk; this number is free for us.
+        def work(connection: sa.Connection) -> None:
+            checks = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+            connection.exec_driver_sql(f"PRAGMA user_version = {(checks + 1) % 2**31}")
+
+        await self._run(work)
+
+    async def aclose(self) -> None:
+        if not self._closed:
+            self._closed = True
+            await self._writer.aclose()
+            self._engine.dispose()
+
+    async def _run(self, work: Callable[[sa.Connection], R]) -> R:
+        if self._closed:
+            raise HistoryError(HistoryFault.FAILED, f"{self._path} is closed")
+        try:
+            return await self._writer.run(work)
+        except SQLAlchemyError as error:
+            _refuse(error, self._path)
+
+
+def _refuse(error: SQLAlchemyError, path: Path) -> NoReturn:
+    cause = error.orig if isinstance(error, DBAPIError) else None
+    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # the low byte is the primary code
+    fault, what = FAULTS.get(code, (HistoryFault.FAILED, f"failed: {cause or error}"))
+    raise HistoryError(fault, f"the conversations in {path}: the file {what}") from error
+
+
+def _engine(path: Path) -> sa.Engine:
+    # One thread owns the connection, so one connection is all there is.
+    engine = sa.create_engine(
+        sa.URL.create("sqlite", database=str(path)),
+        poolclass=sa.pool.StaticPool,
+        connect_args={"timeout": BUSY_MS / 1000, "check_same_thread": False},
+    )
+
+    @sa.event.listens_for(engine, "connect")
+    def _connected(raw: sqlite3.Connection, _: object) -> None:
+        raw.isolation_level = None  # transactions are begun below, not by the driver
+        raw.execute("PRAGMA journal_mode=WAL")
+        raw.execute("PRAGMA synchronous=FULL")
+        raw.execute("PRAGMA foreign_keys=ON")
+
+    @sa.event.listens_for(engine, "begin")
+    def _begun(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _prepare(connection: sa.Connection) -> None:
+    """Checks and upgrades the database, then settles what the last run left open."""
+    verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
+    if verdict != "ok":
+        raise HistoryError(
+            HistoryFault.DAMAGED, f"the database of the conversations is damaged: {verdict}"
+        )
+    if _revision(connection) != HEAD:
+        from gateway.migrations import upgrade
+
+        upgrade(connection)
+    now = time.time()
+    cut = messages.update().where(messages.c.status == LIVE)
+    connection.execute(cut.values(status=MessageStatus.INTERRUPTED.value))
+    connection.execute(turns.update().where(turns.c.ended.is_(None)).values(ended=now))
+
+
+def _revision(connection: sa.Connection) -> str | None:
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    version = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    return None if version is None else str(version)
+
+
+def _insert(connection: sa.Connection, chat_id: str, message: StoredMessage, now: float) -> None:
+    count = sa.select(sa.func.count()).where(messages.c.chat == chat_id)
+    connection.execute(
+        messages.insert().values(
+            id=message.id,
+            chat=chat_id,
+            position=connection.execute(count).scalar_one(),
+            parent=message.parent,
+            turn=message.turn,
+            role=message.role.value,
+            name=message.name,
+            created=now,
+            **_outcome(message),
+        )
+    )
+
+
+def _outcome(message: StoredMessage) -> dict[str, object]:
+    """The columns that change when a reply ends."""
+    sampled = message.sampled
+    return {
+        "text": message.text,
+        "status": message.status.value if message.status else LIVE,
+        "stats": asdict(message.stats) if message.stats else None,
+        "sampled_tokenizer": sampled.tokenizer if sampled else None,
+        "sampled_ids": pack_ids(sampled.ids) if sampled else None,
+    }
+
+
+def _message(row: sa.Row[tuple[object, ...]]) -> StoredMessage:
+    c = row._mapping
+    blob = c["sampled_ids"]
+    return StoredMessage(
+        id=c["id"],
+        parent=c["parent"],
+        role=Role(c["role"]),
+        name=c["name"],
+        text=c["text"],
+        turn=c["turn"],
+        status=None if c["status"] == LIVE else MessageStatus(c["status"]),
+        stats=Stats(**c["stats"]) if c["stats"] else None,
+        sampled=None if blob is None else SampledTokens(c["sampled_tokenizer"], unpack_ids(blob)),
+    )

@@ -1,0 +1,179 @@
+// From state to page. `render` is given the new state and looks only at what changed.
+
+import { Composer } from "./composer.js";
+import { avatar, byId, h } from "./dom.js";
+import { endMark } from "./format.js";
+import { chatRow, emptyCards, personaCard } from "./home.js";
+import { MessageList } from "./messages.js";
+
+/** @typedef {import("./store.js").State} State @typedef {import("./store.js").Chat} Chat */
+
+/**
+ * @typedef {{
+ *   onOpen: (persona: string) => void, onSend: (text: string) => void, onStop: () => void,
+ *   onRetry: () => void, onDismiss: () => void, onName: (name: string) => void,
+ * }} Callbacks
+ */
+
+export class View {
+  /** @type {State | null} */ #state = null;
+
+  /**
+   * @param {Callbacks} callbacks
+   * @param {string} name what the characters call the reader; empty: not given
+   */
+  constructor(callbacks, name) {
+    this.callbacks = callbacks;
+    this.list = new MessageList(byId("log"), byId("messages"), byId("newer"));
+    const elements = {
+      form: byId("composer"),
+      draft: byId("draft"),
+      send: byId("send"),
+      stop: byId("stop"),
+    };
+    this.composer = new Composer(/** @type {any} */ (elements), callbacks, sessionStorage);
+    /** @type {HTMLInputElement} */ const field = byId("name");
+    field.value = name;
+    field.addEventListener("input", () => callbacks.onName(field.value.trim()));
+    byId("me").addEventListener("submit", (event) => event.preventDefault());
+    byId("retry").addEventListener("click", callbacks.onRetry);
+    byId("dismiss").addEventListener("click", callbacks.onDismiss);
+    document.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape" || event.isComposing || !this.#state?.chat?.live) return;
+      event.preventDefault();
+      callbacks.onStop();
+    });
+  }
+
+  render(/** @type {State} */ state) {
+    const before = this.#state;
+    this.#state = state;
+    /** @param {...(keyof State)} keys */
+    const changed = (...keys) => keys.some((key) => before?.[key] !== state[key]);
+
+    if (changed("route", "missing", "chat", "personas")) this.#sections(state, before);
+    if (changed("personas", "opening")) this.#personas(state);
+    if (changed("chats", "personas")) this.#chats(state);
+    if (changed("about")) this.#about(state);
+    if (changed("connection")) this.#connection(state);
+    if (changed("problem")) this.#line("problem", state.problem?.message ?? "");
+    if (changed("chat", "personas") && state.chat) {
+      this.composer.open(state.chat.id, state.chat.persona.name);
+      this.list.show(state.chat, picture(state, state.chat.persona.id));
+      this.#announce(state.chat, before?.chat ?? null);
+    }
+    if (changed("chat", "outgoing")) {
+      const { outgoing, chat } = state;
+      this.composer.show({
+        sending: outgoing.chat === chat?.id && ["sending", "unsure"].includes(outgoing.status),
+        live: Boolean(chat?.live),
+        stopping: Boolean(chat?.live?.stopping),
+      });
+      if (outgoing.status === "delivered" && before?.outgoing !== outgoing) {
+        this.composer.delivered(outgoing.chat, outgoing.text);
+      }
+    }
+  }
+
+  /** @param {State} state @param {State | null} before */
+  #sections(state, before) {
+    const home = state.route.chat === null;
+    byId("home").hidden = !home;
+    byId("missing").hidden = !state.missing;
+    byId("chat").hidden = home || state.missing;
+    byId("chat").classList.toggle("loading", state.chat === null);
+    byId("back").hidden = home;
+    if (before?.route !== state.route) {
+      // The line about what went wrong stands where the reader looks.
+      (home ? byId("notice") : byId("composer")).before(byId("problem"));
+    }
+    if (home || state.missing) this.composer.close();
+    if (before?.chat?.persona !== state.chat?.persona || before?.personas !== state.personas) {
+      this.#who(state);
+    }
+    if (home && before && before.route !== state.route) {
+      byId("home").scrollTop = 0;
+      byId("home").querySelector("h1")?.focus();
+    }
+  }
+
+  #who(/** @type {State} */ state) {
+    const { chat } = state;
+    if (chat) {
+      const face = avatar(chat.persona.name, picture(state, chat.persona.id));
+      byId("who").replaceChildren(face, h("h1", { class: "name" }, chat.persona.name));
+    } else {
+      const mark = h("img", { src: "/static/favicon.svg", alt: "", class: "mark" });
+      byId("who").replaceChildren(mark, h("span", { class: "wordmark" }, "Greenroom"));
+    }
+    document.title = chat ? `${chat.persona.name} · Greenroom` : "Greenroom";
+  }
+
+  #personas(/** @type {State} */ { personas, opening }) {
+    const cards = personas?.map((persona) =>
+      personaCard(persona, opening === persona.id, () => this.callbacks.onOpen(persona.id)),
+    );
+    byId("personas").replaceChildren(...(cards ?? emptyCards(3)));
+    byId("nobody").hidden = personas?.length !== 0;
+  }
+
+  #chats(/** @type {State} */ state) {
+    const now = Date.now() / 1000;
+    const rows = (state.chats ?? []).map((chat) =>
+      chatRow(chat, picture(state, chat.persona.id), now),
+    );
+    byId("chats").replaceChildren(...rows);
+    byId("recent").hidden = rows.length === 0;
+  }
+
+  #about(/** @type {State} */ { about }) {
+    /** @type {HTMLElement} */ const line = byId("backend");
+    line.hidden = about === null;
+    if (!about) return;
+    const { backend } = about;
+    line.dataset.state = backend.state;
+    line.title = backend.detail ?? "";
+    line.querySelector(".words")?.replaceChildren(backendWords(backend));
+    byId("notice").textContent = backend.notice ?? "";
+    byId("notice").hidden = !backend.notice;
+  }
+
+  #connection(/** @type {State} */ { connection }) {
+    const lost = "Connection lost. Reconnecting…";
+    let words = "";
+    if (connection.name === "waiting") words = lost;
+    if (connection.name === "connecting" && connection.attempt > 0) words = lost;
+    if (connection.name === "ended") words = connection.message;
+    this.#line("banner", words);
+    byId("retry").hidden = connection.name === "ended";
+  }
+
+  /** Shows one line with its text, or hides it. @param {string} id @param {string} words */
+  #line(id, words) {
+    const line = byId(id);
+    line.querySelector(".words")?.replaceChildren(words);
+    line.hidden = words === "";
+  }
+
+  /** Reads a finished reply out once. @param {Chat} chat @param {Chat | null} before */
+  #announce(chat, before) {
+    const spoken = before?.live;
+    if (!spoken || chat.live?.turn === spoken.turn) return;
+    const message = chat.messages.find((other) => other.id === spoken.message);
+    if (!message) return;
+    const parts = [`${message.name}: ${message.text}`, endMark(message)];
+    byId("announcer").textContent = parts.filter(Boolean).join(" ");
+  }
+}
+
+/** @param {State} state @param {string} persona @returns {string | null} */
+function picture(state, persona) {
+  return state.personas?.find((other) => other.id === persona)?.avatar ?? null;
+}
+
+/** @param {import("./store.js").About["backend"]} backend @returns {string} */
+function backendWords({ state, detail, model, name }) {
+  if (state === "starting") return detail ? `Starting: ${detail}` : "The model is starting…";
+  if (state === "down") return detail ? `Down: ${detail}` : "The model is down";
+  return model ?? name;
+}

@@ -1,0 +1,153 @@
+// gateway/web/store.js: events in, state out.
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { INITIAL, reduce } from "../../../gateway/web/store.js";
+
+const CHAT = "c1";
+const GREETING = said("m0", "assistant", "Good evening.");
+const ACCEPTED = event("turn.accepted", {
+  user_message: said("m1", "user", "Hello"),
+  reply_id: "m2",
+});
+
+function said(id, role, text, status = "complete") {
+  const name = role === "user" ? "You" : "Mara";
+  return { id, role, name, text, turn: null, status, stats: null };
+}
+
+function event(t, d, turn = "t1") {
+  return { t, chat: CHAT, turn, epoch: "e", seq: 1, d };
+}
+
+function delta(off, text) {
+  return event("turn.delta", { off, text });
+}
+
+function snapshot(messages, live = null) {
+  const d = { persona: { id: "mara", name: "Mara" }, user: "You", messages, live };
+  return { t: "chat.snapshot", chat: CHAT, epoch: "e", seq: 1, d };
+}
+
+function after(...events) {
+  return [{ t: "page.route", chat: CHAT }, snapshot([GREETING]), ...events].reduce(reduce, INITIAL);
+}
+
+const sending = { t: "page.sending", chat: CHAT, text: "Hello" };
+
+test("deltas grow the live reply and the end makes it a message", () => {
+  const speaking = after(ACCEPTED, delta(0, "Come"), delta(4, " in."));
+  assert.equal(speaking.chat.live.text, "Come in.");
+  assert.deepEqual(speaking.chat.messages.map((m) => m.id), ["m0", "m1"]);
+  const message = said("m2", "assistant", "Come in.");
+  const done = reduce(speaking, event("turn.done", { message }));
+  assert.equal(done.chat.live, null);
+  assert.equal(done.chat.messages.at(-1).text, "Come in.");
+});
+
+test("every event may come twice, and nothing changes", () => {
+  const events = [
+    ACCEPTED,
+    event("turn.started", { backend: "scripted", model: "scripted" }),
+    delta(0, "Come"),
+    delta(4, " in."),
+    event("turn.done", { reason: "complete", message: said("m2", "assistant", "Come in.") }),
+  ];
+  const once = after(...events);
+  assert.deepEqual(after(...events.flatMap((e) => [e, e])), once);
+  assert.deepEqual(events.reduce(reduce, once), once); // a replay after the end
+});
+
+test("offsets count UTF-16 units, so a delta after an emoji lands behind it", () => {
+  const state = after(ACCEPTED, delta(0, "🦊"), delta(2, "!"), delta(0, "🦊!"), delta(2, "!?"));
+  assert.equal(state.chat.live.text, "🦊!?");
+  assert.equal(state.chat.gap, false);
+});
+
+test("a delta that starts behind the known text is a gap, which a snapshot heals", () => {
+  const gap = after(ACCEPTED, delta(0, "Come"), delta(9, "lost"));
+  assert.equal(gap.chat.gap, true);
+  assert.equal(gap.chat.live.text, "Come");
+  const live = { turn: "t1", message: "m2", text: "Come in, lost", off: 13 };
+  const healed = reduce(gap, snapshot([GREETING, said("m1", "user", "Hello")], live));
+  assert.equal(healed.chat.gap, false);
+  assert.equal(healed.chat.live.text, "Come in, lost");
+});
+
+test("a failed turn keeps the partial text and the reason", () => {
+  const message = said("m2", "assistant", "Come", "failed");
+  const error = { code: "crashed", message: "the engine died" };
+  const state = after(ACCEPTED, delta(0, "Come"), event("turn.failed", { error, message }));
+  assert.deepEqual(state.chat.messages.at(-1), { ...message, error });
+  assert.equal(state.chat.live, null);
+});
+
+test("the end of another turn does not end the live one", () => {
+  const other = event("turn.done", { message: said("m9", "assistant", "x") }, "t9");
+  assert.equal(after(ACCEPTED, other).chat.live.turn, "t1");
+});
+
+test("events of other chats and of types to come change nothing", () => {
+  const state = after(ACCEPTED);
+  assert.equal(reduce(state, { ...delta(0, "x"), chat: "other" }), state);
+  assert.equal(reduce(state, event("turn.sparkle", {})), state);
+});
+
+test("a message whose answer was lost is delivered when the snapshot has it", () => {
+  const unsure = after(sending, { t: "page.unsure" });
+  const arrived = reduce(unsure, snapshot([GREETING, said("m1", "user", "Hello")]));
+  assert.equal(arrived.outgoing.status, "delivered");
+  assert.equal(arrived.problem, null);
+});
+
+test("a message whose answer was lost is refused when the snapshot lacks it", () => {
+  const unsure = after(sending, { t: "page.unsure" });
+  const lost = reduce(unsure, snapshot([GREETING]));
+  assert.equal(lost.outgoing.status, "refused");
+  assert.match(lost.problem.message, /still in the box/);
+});
+
+test("an older message of the same words is not taken for the lost one", () => {
+  const old = said("m1", "user", "Hello");
+  const state = [snapshot([GREETING, old]), sending, { t: "page.unsure" }].reduce(reduce, after());
+  assert.equal(reduce(state, snapshot([GREETING, old])).outgoing.status, "refused");
+});
+
+test("a refusal keeps the words for the reader and shows one line", () => {
+  const problem = { code: "turn_in_progress", message: "busy" };
+  const state = after(sending, { t: "page.refused", problem });
+  assert.deepEqual([state.outgoing.status, state.problem], ["refused", problem]);
+  assert.equal(reduce(state, sending).problem, null);
+});
+
+test("Stop that comes after the end is no error; an unknown chat is", () => {
+  const error = (code) => ({ t: "error", chat: CHAT, d: { code, message: code } });
+  const state = after();
+  assert.equal(reduce(state, error("turn_over")), state);
+  assert.equal(reduce(state, error("unknown_chat")).missing, true);
+  assert.equal(reduce(state, error("rate_limited")).problem.code, "rate_limited");
+});
+
+test("another address starts empty and the same one changes nothing", () => {
+  const state = after(ACCEPTED);
+  assert.equal(reduce(state, { t: "page.route", chat: CHAT }), state);
+  const home = reduce(state, { t: "page.route", chat: null });
+  assert.deepEqual([home.chat, home.missing, home.problem], [null, false, null]);
+});
+
+test("home never shows the list of chats of an earlier visit", () => {
+  const old = reduce(INITIAL, { t: "page.chats", chats: [{ id: CHAT }] });
+  const back = [CHAT, null].reduce((s, chat) => reduce(s, { t: "page.route", chat }), old);
+  assert.equal(back.chats, null);
+});
+
+test("no event changes the state it was given", () => {
+  const freeze = (value) => {
+    if (value && typeof value === "object") Object.values(Object.freeze(value)).forEach(freeze);
+    return value;
+  };
+  const events = [ACCEPTED, delta(0, "a"), { t: "page.stopping" }, delta(1, "b")];
+  const last = events.reduce((state, e) => reduce(freeze(state), freeze(e)), freeze(after()));
+  assert.equal(last.chat.live.stopping, true);
+});
