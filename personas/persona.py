@@ -90,9 +90,18 @@ class Persona:
     character_version: str = ""
     tags: tuple[str, ...] = ()
     avatar: str | None = None
-    card: Mapping[str, JsonValue] = field(default_factory=lambda: MappingProxyType({}))
+    card: Mapping[str, JsonValue] = field(default_factory=lambda: MappingProxyType({}), hash=False)
 
     @property
     def speaks_as(self) -> str:
         """The name that `{{char}}` stands for and that replies are signed with."""
         return self.nickname or self.name
+
+    @property
+    def tagline(self) -> str:
+        """One line about the character for lists: our extension, else the notes' first line."""
+        found: object = self.card.get("data", self.card)
+        for key in ("extensions", "greenroom", "tagline"):
+            found = found.get(key) if isinstance(found, dict) else None
+        line = found if isinstance(found, str) and found.strip() else self.creator_notes
+        return line.strip().partition("\n")[0].strip()
