@@ -50,7 +50,6 @@ class DictStore:
         self.delay = delay
         self.blocks: dict[BlockKey, Block] = {}
         self.loads: list[tuple[int, Ticket, Match]] = []
-        self.owners: set[str] = set()
         self.closed = False
         self.tickets = 0
 
@@ -86,7 +85,6 @@ class DictStore:
 
     def offer(self, blocks: Sequence[Block]) -> int:
         self.blocks.update((block.key, block) for block in blocks)
-        self.owners.add(owner)
         return len(blocks)
 
     def stats(self) -> StoreStats:

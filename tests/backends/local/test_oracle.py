@@ -100,9 +100,9 @@ def test_logits_of_a_300_token_prompt_agree(pair: Pair) -> None:
         assert float((logits - expected).abs().max() / expected.abs().max()) < 1e-3
 
 
-@pytest.mark.parametrize("length", [300, 480])
-def test_64_greedy_tokens_are_the_references(pair: Pair, length: int) -> None:
-    """Through our cache; from 480 on, Gemma's 512-token window is crossed on the way."""
+def test_64_greedy_tokens_are_the_references(pair: Pair) -> None:
+    """Through our cache, from 480 tokens on: Gemma's 512-token window is crossed on the way."""
+    length = 480
     prompt = pair.ids[:length]
     kv = SequenceKV(pair.ours.config)
     ours = greedy(pair.ours, kv, feed(pair.ours, kv, prompt), 64)
@@ -117,7 +117,7 @@ def test_64_greedy_tokens_are_the_references(pair: Pair, length: int) -> None:
 
 def test_64_greedy_tokens_without_any_cache(pair: Pair) -> None:
     """Recomputing the whole sequence for every single token gives what the cache gives."""
-    prompt = pair.ids[:24]
+    prompt = pair.ids[:12]
     kv = SequenceKV(pair.ours.config)
     cached = greedy(pair.ours, kv, feed(pair.ours, kv, prompt), 64)
     anew: list[int] = []
@@ -176,13 +176,12 @@ def test_a_restored_prefix_goes_on_with_the_same_tokens(pair: Pair) -> None:
     assert torch.equal(again, feed(pair.ours, cold, pair.ids[:1]))
 
 
-def test_the_weights_know_what_they_should(pair: Pair) -> None:
-    """The reference reads our conversion too, so this asks for sense: a capital, once learned."""
-    tokenizer = pair.ours.tokenizer
-    ids = [
-        *pair.ids[: tokenizer.starts_with_bos],
-        *tokenizer.encode_text("The capital of France is"),
-    ]
-    kv = SequenceKV(pair.ours.config)
-    said = greedy(pair.ours, kv, feed(pair.ours, kv, ids), 3)
-    assert b" Paris" in b"".join(map(tokenizer.token_bytes, said))
+def test_the_converted_weights_know_english(pair: Pair) -> None:
+    """The reference reads our conversion too, so this asks for sense: the loss on a story.
+
+    In nats a token: 3.6 and 3.8 measured, and 5.2 with SmolLM2's rotary rows in the wrong order.
+    """
+    ids = pair.ids[:150]
+    logits = by_reference(pair, ids, 0)
+    loss = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:]))
+    assert float(loss) < 4.3
