@@ -79,6 +79,7 @@ _V1 = frozenset({"name", "description", "personality", "scenario", "first_mes", 
 
 # What a V3 card must have, whatever the card that was read had.
 _REQUIRED_TEXTS = tuple(key for key in _TEXTS if key != "nickname")
+_SHAPES: dict[str, type] = {"extensions": dict, "group_only_greetings": list}
 _REQUIRED_LISTS = ("tags", "alternate_greetings", "group_only_greetings")
 
 _NAME_CHARS = 80
@@ -115,7 +116,8 @@ def read_card(
             kept = key in _PRESERVED
             notes.add(path, dropped=items is None, repaired=repaired, preserved=kept)
         else:
-            notes.add(path, preserved=key not in ("spec", "spec_version"))
+            misshapen = not isinstance(value, _SHAPES.get(key, object))
+            notes.add(path, dropped=misshapen, preserved=key not in ("spec", "spec_version"))
     greeting, alternates = texts["greeting"], lists["alternate_greetings"]
     if not greeting.strip() and alternates:
         greeting, *rest = alternates
@@ -153,21 +155,15 @@ def write_card(persona: Persona) -> bytes:
     """The persona as a V3 card in UTF-8 JSON.
 
     Keys of the original card stay where they were, known here or not; fields of the persona that
-    were changed or repaired since are written over them. What the V3 specification requires and
-    the original lacks is added.
+    were changed or repaired since are written over them, what the import dropped is empty, and what
+    the V3 specification requires and the original lacks is added.
     """
     card: dict[str, JsonValue] = dict(persona.card)
     data, prefix = _data(card) if card else ({}, "data.")
-    read = read_card(_dump(card), id=persona.id).persona if card else None
     data = {key: value for key, value in data.items() if key not in ("spec", "spec_version")}
     for key, field in (_TEXTS | _LISTS).items():
         value: str | tuple[str, ...] = getattr(persona, field)
-        same = read is not None and value == getattr(read, field)
-        written = data.get(key)
-        if same and key in _LISTS and isinstance(written, list):
-            if all(isinstance(item, str) for item in written):
-                continue
-        elif same and isinstance(written, str):
+        if _reads_as(key, data.get(key), value):
             continue
         if value or key in data or key in _REQUIRED_TEXTS:
             data[key] = value if isinstance(value, str) else list(value)
@@ -296,6 +292,17 @@ def _list(value: JsonValue, *, commas: bool) -> tuple[str, ...] | None:
     if commas:
         texts = [text.strip() for text in texts]
     return tuple(text for text in texts if text.strip())
+
+
+def _reads_as(key: str, written: JsonValue, value: str | tuple[str, ...]) -> bool:
+    """Whether what a card has is well-formed and reads as the value: then it may stay."""
+    if key in _LISTS:
+        sound = isinstance(written, list) and all(isinstance(item, str) for item in written)
+        return sound and _list(written, commas=key == "tags") == value
+    if not isinstance(written, str):
+        return False
+    text = _text(written) or ""
+    return value == (_name(text) if key in ("name", "nickname") else text)
 
 
 def _name(text: str) -> str:

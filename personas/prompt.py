@@ -30,8 +30,9 @@ _SYSTEM_PROMPT = (
     "This is a conversation between {{user}} and {{char}}. {{char}} stays in character and answers "
     "{{user}} in one to three short, vivid sentences."
 )
-_ANOTHER_DAY = "Another day."
-_TODAY = "Today."
+# Between the examples and the chat. Once only: a model that continues text takes a line that comes
+# back every few lines for something to be said.
+_BEGINNING = "A new conversation begins."
 
 _START = re.compile(r"<START>", re.IGNORECASE)
 # After a trim, history takes this share of the room it has.
@@ -158,15 +159,13 @@ def _tail(fill: _Fill) -> tuple[Message, ...]:
 
 
 def _examples(fill: _Fill) -> tuple[Message, ...]:
-    """The example dialogue as messages, each block introduced as another day's talk."""
+    """The example dialogue as messages, set apart from the conversation that follows."""
     speakers = _speakers(fill)
     messages: list[Message] = []
     for block in _START.split(fill.persona.examples):
-        spoken = _block(block, speakers, fill)
-        if spoken:
-            messages += [Message(Role.SYSTEM, _ANOTHER_DAY), *spoken]
+        messages += _block(block, speakers, fill)
     if messages:
-        messages.append(Message(Role.SYSTEM, _TODAY))
+        messages.append(Message(Role.SYSTEM, _BEGINNING))
     return tuple(messages)
 
 

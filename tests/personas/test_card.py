@@ -123,12 +123,15 @@ def test_greeting_from_alternates() -> None:
     assert imported.persona.greeting == "One"
     assert imported.persona.alternate_greetings == ("Two",)
     assert imported.report.repaired == ("data.first_mes",)
+    data = json.loads(write_card(imported.persona))["data"]
+    assert (data["first_mes"], data["alternate_greetings"]) == ("One", ["Two"])
 
 
 def test_dropped() -> None:
     """A value that makes no sense is dropped, named, and still in the original."""
-    imported = read_card(v3(personality={"a": 1}, tags=True), id="ada")
-    assert imported.report.dropped == ("data.personality", "data.tags")
+    imported = read_card(v3(personality={"a": 1}, tags=True, extensions=5), id="ada")
+    assert imported.report.dropped == ("data.personality", "data.tags", "data.extensions")
+    assert json.loads(write_card(imported.persona))["data"]["extensions"] == {}
     assert imported.persona.personality == ""
     data = imported.persona.card["data"]
     assert isinstance(data, dict)

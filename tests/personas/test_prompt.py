@@ -75,13 +75,11 @@ def test_order() -> None:
         "\n\nAda builds clocks.\n\nAda's personality: patient\n\nThe scene: Bo visits."
     )
     assert rest == [
-        Message(Role.SYSTEM, "Another day."),
         Message(U, "Late?", "Bo"),
         Message(A, "Never.\nNot once.", "Ada"),
-        Message(Role.SYSTEM, "Another day."),
         Message(A, "I am Ada.", "Ada"),
         Message(U, "I see.", "Bo"),
-        Message(Role.SYSTEM, "Today."),
+        Message(Role.SYSTEM, "A new conversation begins."),
         Message(A, "Hello, Bo.", "Ada"),
         Message(U, "{{char}}?", "Bo"),
     ]
@@ -145,7 +143,7 @@ def test_narrated_examples() -> None:
     """Example text before the first speaker is narration; a card without examples has none."""
     persona = replace(ADA, examples="It rains.\n{{char}}: Yes.")
     texts = [m.text for m in prompt(persona, START).messages[1:]]
-    assert texts == ["Another day.", "It rains.", "Yes.", "Today."]
+    assert texts == ["It rains.", "Yes.", "A new conversation begins."]
     assert len(prompt(replace(ADA, examples="\n<START>\n"), START).messages) == 1
 
 
@@ -189,7 +187,7 @@ def test_examples_go_first() -> None:
     """Over budget, the examples go as a whole and the history stays."""
     chat = say(say(say(START, U, "One"), A, "Two"), U, "Three")
     whole = cost(prompt(ADA, chat))
-    assert prompt(ADA, chat, context=whole + 50).messages[1].text == "Another day."
+    assert prompt(ADA, chat, context=whole + 50).messages[1].text == "Late?"
     less = prompt(ADA, chat, context=whole + 49)
     assert [m.text for m in less.messages[1:]] == ["One", "Two", "Three"]
 
