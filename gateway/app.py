@@ -13,6 +13,7 @@ from aiohttp import web
 from backends.errors import BackendError
 from backends.registry import make
 from gateway.chats import Chats
+from gateway.ensemble import Ensemble
 from gateway.errors import StartError
 from gateway.folder import DataFolder
 from gateway.http import Parts, make_app
@@ -25,6 +26,8 @@ from personas.library import Library
 from personas.persona import CardError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from backends.api import Backend, Capabilities
     from gateway.config import Config
 
@@ -71,9 +74,15 @@ class Server:
 
 
 async def serve(
-    config: Config, *, backend: Backend | None = None, library: Library | None = None
+    config: Config,
+    *,
+    backend: Backend | None = None,
+    more: Sequence[Backend] = (),
+    library: Library | None = None,
 ) -> Server:
-    """Starts a server: it listens at once, the backend loads in the background.
+    """Starts a server: it listens at once, the default backend loads in the background.
+
+    `backend` and `more` stand in for the configured default and others to choose from.
 
     Raises `StartError` (port, data folder, database, unknown backend).
     """
@@ -82,19 +91,20 @@ async def serve(
         stack.callback(folder.close)
         history = await SqlHistory.open(folder.path / "conversations.sqlite")
         stack.push_async_callback(history.aclose)
-        standby = Standby(backend or _backend(config))
-        stack.push_async_callback(standby.aclose)
+        made = (backend,) if backend else _backends(config)
+        ensemble = Ensemble([Standby(one) for one in (*made, *more)])
+        stack.push_async_callback(ensemble.aclose)
         library = library or _library(folder)
         chats = Chats(history)
         turns = Turns(
             chats=chats,
             history=history,
             library=library,
-            standby=standby,
+            ensemble=ensemble,
             sampling=config.make_sampling(),
             limits=config.server,
         )
-        parts = Parts(release(), config.server, history, library, standby, chats, turns)
+        parts = Parts(release(), config.server, history, library, ensemble, chats, turns)
         runner = web.AppRunner(make_app(parts), access_log=None, shutdown_timeout=2.0)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
@@ -104,7 +114,7 @@ async def serve(
     except BaseException:
         await server.stop()
         raise
-    standby.begin()
+    ensemble.default.begin()
     log.info("server_started", url=server.url)
     return server
 
@@ -116,7 +126,7 @@ async def prepare(config: Config) -> Capabilities:
     """
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(DataFolder(config.data.folder).close)
-        backend = _backend(config)
+        backend = _backends(config)[0]
         stack.push_async_callback(backend.aclose)
         try:
             return await backend.start()
@@ -124,9 +134,14 @@ async def prepare(config: Config) -> Capabilities:
             raise StartError(error.message) from error
 
 
-def _backend(config: Config) -> Backend:
+def _backends(config: Config) -> tuple[Backend, ...]:
+    """The default backend, then the others that are offered, each once."""
+    remote = config.remote_settings()
+    names = dict.fromkeys((config.backend.name, *config.backend.offer))
+    if remote:
+        names |= {remote.name: None}
     try:
-        return make(config.backend.name, config.engine_settings())
+        return tuple(make(name, config.engine_settings(), remote) for name in names)
     except BackendError as error:
         raise StartError(error.message) from error
 

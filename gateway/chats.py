@@ -97,6 +97,7 @@ class LiveChat:
             seq=self.outbox.seq,
             persona=PersonaRef(id=chat.persona_id, name=chat.persona_name),
             user=chat.user,
+            backend=chat.backend,
             messages=tuple(
                 m.wire() for m in chat.path() if turn is None or m.id != turn.record.reply
             ),

@@ -45,7 +45,9 @@ def parser() -> argparse.ArgumentParser:
         "run", help="start the server and the page", description="Start the server and the page."
     )
     _add_common(run)
-    run.add_argument("--backend", metavar="NAME", help="backend that speaks: local or scripted")
+    run.add_argument(
+        "--backend", metavar="NAME", help="backend that speaks: local, scripted or remote"
+    )
     run.add_argument("--host", metavar="ADDRESS", help="address to listen on (default 127.0.0.1)")
     run.add_argument(
         "--port", metavar="PORT", type=int, help="port to listen on (default 8642; 0: a free one)"
@@ -69,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
     chat.add_argument(
         "--user", metavar="NAME", default="You", help="your name in the talk (default %(default)s)"
     )
+    chat.add_argument("--backend", metavar="NAME", help="backend that speaks in this chat")
     chat.add_argument("--resume", metavar="CHAT", help="go on with this conversation, by its id")
 
     prepare = commands.add_parser(
@@ -109,7 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command == "chat":
             from gateway.terminal import talk
 
-            return asyncio.run(talk(args.url, args.persona, args.user, args.resume))
+            return asyncio.run(
+                talk(args.url, args.persona, args.user, args.resume, backend=args.backend)
+            )
         config = _configure(args)
         if args.command == "prepare":
             return asyncio.run(_prepare(config))
@@ -158,7 +163,7 @@ async def _announce(server: Server) -> None:
     Raises `StartError` when the backend can never start; one that may succeed later is tried
     again by the next turn.
     """
-    standby = server.parts.standby
+    standby = server.parts.ensemble.default
     await standby.begin()
     if standby.failure is not None and not standby.failure.retryable:
         raise StartError(standby.failure.message)

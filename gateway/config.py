@@ -1,6 +1,6 @@
 """Every knob, as one frozen tree: defaults, then a TOML file, then the environment, then flags.
 
-    Config(server, data, backend, engine, sampling, log)
+    Config(server, data, backend, remote, engine, sampling, log)
 
 The environment writes `server.port` as `GREENROOM_SERVER__PORT`; `GREENROOM_DATA` is short for
 `data.folder` and `GREENROOM_CONFIG` names the TOML file. docs/config.md lists all knobs.
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import NoReturn
 
+    from backends.openai_compat import OpenAICompatSettings
+
 __all__ = [
     "BackendConfig",
     "Config",
@@ -33,6 +35,7 @@ __all__ = [
     "EngineConfig",
     "Knob",
     "LogConfig",
+    "RemoteConfig",
     "SamplingConfig",
     "ServerConfig",
     "knobs",
@@ -117,7 +120,21 @@ class DataConfig:
 class BackendConfig:
     """Who speaks."""
 
-    name: str = _knob("local", "backend that speaks: local, scripted, or one of a plugin")
+    name: str = _knob("local", "backend that speaks: local, scripted, remote, or one of a plugin")
+    offer: tuple[str, ...] = _knob((), "more backends that a chat may choose on the page")
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteConfig:
+    """A server that speaks OpenAI's chat completions; see `backends.openai_compat`."""
+
+    url: str = _knob("", "where /chat/completions is below; set, the backend `remote` is offered")
+    model: str = _knob("", "the server's name of the model")
+    key_env: str = _knob("", "environment variable that holds the server's key")
+    context: int = _knob(8192, "tokens that the model takes", low=64, high=1 << 24)
+    extras: tuple[str, ...] = _knob(
+        (), "sampling fields beyond OpenAI's that it takes: top_k, min_p, repetition_penalty"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +184,7 @@ class Config:
     server: ServerConfig = field(default_factory=ServerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     backend: BackendConfig = field(default_factory=BackendConfig)
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     log: LogConfig = field(default_factory=LogConfig)
@@ -175,6 +193,25 @@ class Config:
         """What the engine process is told."""
         values = {f.name: getattr(self.engine, f.name) for f in dataclasses.fields(self.engine)}
         return EngineSettings(data_dir=self.data.folder, **values)
+
+    def remote_settings(self) -> OpenAICompatSettings | None:
+        """What the backend `remote` is told; None when no url is set. Raises `ConfigError`."""
+        if not self.remote.url:
+            return None
+        from backends.openai_compat import OpenAICompatSettings
+
+        remote = self.remote
+        try:
+            return OpenAICompatSettings(
+                name="remote",
+                base_url=remote.url,
+                model=remote.model,
+                key_env=remote.key_env,
+                context=remote.context,
+                extras=remote.extras,
+            )
+        except ValueError as error:
+            raise ConfigError(f"[remote]: {error}", key="remote") from error
 
     def make_sampling(self) -> Sampling:
         """How every turn is drawn."""
@@ -187,6 +224,7 @@ SECTIONS: Mapping[str, type] = types.MappingProxyType(
         "server": ServerConfig,
         "data": DataConfig,
         "backend": BackendConfig,
+        "remote": RemoteConfig,
         "engine": EngineConfig,
         "sampling": SamplingConfig,
         "log": LogConfig,

@@ -41,6 +41,7 @@ class ErrorCode(StrEnum):
     UNKNOWN_PERSONA = "unknown_persona"
     UNKNOWN_CHAT = "unknown_chat"
     UNKNOWN_TURN = "unknown_turn"
+    UNKNOWN_BACKEND = "unknown_backend"
     EMPTY_TEXT = "empty_text"
     TEXT_TOO_LONG = "text_too_long"
     TURN_IN_PROGRESS = "turn_in_progress"

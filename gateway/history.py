@@ -57,13 +57,17 @@ class TurnRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chat:
-    """One conversation with everything that was said, in the order it was said."""
+    """One conversation with everything that was said, in the order it was said.
+
+    `backend` is the one that the person chose; empty: whichever is the server's default.
+    """
 
     id: str
     persona_id: str
     persona_revision: str
     persona_name: str
     user: str
+    backend: str = ""
     head: str | None = None
     messages: tuple[StoredMessage, ...] = ()
     turns: tuple[TurnRecord, ...] = ()
@@ -151,6 +155,10 @@ class History(Protocol):
 
     async def summaries(self) -> tuple[ChatSummary, ...]:
         """All chats, the newest first."""
+        ...
+
+    async def use(self, chat_id: str, backend: str) -> None:
+        """Stores which backend speaks in this chat from now on."""
         ...
 
     async def accept(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from gateway.chats import Chats
     from gateway.config import ServerConfig
+    from gateway.ensemble import Ensemble
     from gateway.history import History
     from gateway.standby import Standby
     from gateway.turns import Turns
@@ -69,7 +70,7 @@ class Parts:
     config: ServerConfig
     history: History
     library: Library
-    standby: Standby
+    ensemble: Ensemble
     chats: Chats
     turns: Turns
     sessions: set[Session] = field(default_factory=set)
@@ -233,21 +234,19 @@ def _add_lists(app: web.Application, parts: Parts) -> None:
         return web.json_response({"data": data})
 
     async def about(request: web.Request) -> web.Response:
-        status, model = parts.standby.status(), parts.standby.capabilities
-        backend: dict[str, JsonValue] = {
-            "name": parts.standby.backend.name,
-            "state": status.state.value,
-            "detail": status.detail,
-            "model": model.model if model else None,
-            "context": model.context if model else None,
-            "notice": model.notice if model else "",
-        }
+        backend = _backend(parts.ensemble.default)
         return web.json_response({"server": parts.server, "backend": backend})
+
+    async def backends(request: web.Request) -> web.Response:
+        default = parts.ensemble.default
+        data = [{**_backend(s), "default": s is default} for s in parts.ensemble]
+        return web.json_response({"data": data})
 
     app.router.add_get("/v1/personas", personas)
     app.router.add_get("/v1/personas/{id}/avatar", avatar)
     app.router.add_get("/v1/chats", chats)
     app.router.add_get("/v1/about", about)
+    app.router.add_get("/v1/backends", backends)
 
 
 def _add_health(app: web.Application, parts: Parts) -> None:
@@ -255,7 +254,7 @@ def _add_health(app: web.Application, parts: Parts) -> None:
         return _health({"loop": "ok"})
 
     async def readyz(request: web.Request) -> web.Response:
-        status = parts.standby.status()
+        status = parts.ensemble.default.status()
         ready = status.state is BackendState.READY
         try:
             await parts.history.check()
@@ -281,6 +280,18 @@ def _health(checks: Mapping[str, str]) -> web.Response:
         status=200 if ok else 503,
         headers={"Cache-Control": "no-store"},
     )
+
+
+def _backend(standby: Standby) -> dict[str, JsonValue]:
+    status, model = standby.status(), standby.capabilities
+    return {
+        "name": standby.backend.name,
+        "state": status.state.value,
+        "detail": status.detail,
+        "model": model.model if model else None,
+        "context": model.context if model else None,
+        "notice": model.notice if model else "",
+    }
 
 
 def _persona(persona: Persona) -> JsonValue:

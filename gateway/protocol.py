@@ -30,6 +30,8 @@ __all__ = [
     "ChatSnapshot",
     "ChatSubscribe",
     "ChatUnsubscribe",
+    "ChatUpdated",
+    "ChatUse",
     "ClientFrame",
     "CloseCode",
     "Error",
@@ -44,6 +46,7 @@ __all__ = [
     "Ping",
     "Place",
     "Pong",
+    "ReplyEvent",
     "Stats",
     "Subprotocol",
     "TurnAccepted",
@@ -162,6 +165,10 @@ def _check(ok: bool, field: str, wanted: str) -> None:
         raise ProtocolError(ErrorCode.BAD_FIELD, f"{field!r} must be {wanted}", field)
 
 
+def _check_backend(name: str | None) -> None:
+    _check(name is None or 1 <= len(name) <= 64, "d.backend", "1 to 64 characters")
+
+
 def _check_ids(frame: Frame) -> None:
     for f in fields(frame):
         value = getattr(frame, f.name)
@@ -187,12 +194,13 @@ class Hello(Frame):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatOpen(Frame):
-    """Starts a chat; `user` is the person's name."""
+    """Starts a chat; `user` is the person's name, `backend` None the server's default."""
 
     T: ClassVar[str] = "chat.open"
     id: str
     persona: str
     user: str = "You"
+    backend: str | None = None
 
     def __post_init__(self) -> None:
         _check_ids(self)
@@ -202,6 +210,7 @@ class ChatOpen(Frame):
             "d.user",
             "1 to 40 printable characters without spaces around them",
         )
+        _check_backend(self.backend)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +236,20 @@ class ChatUnsubscribe(Frame):
 
     def __post_init__(self) -> None:
         _check_ids(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatUse(Frame):
+    """Chooses who speaks in a chat from the next turn on."""
+
+    T: ClassVar[str] = "chat.use"
+    id: str
+    chat: str
+    backend: str
+
+    def __post_init__(self) -> None:
+        _check_ids(self)
+        _check_backend(self.backend)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,7 +290,9 @@ class Ping(Frame):
         _check_ids(self)
 
 
-ClientFrame = Hello | ChatOpen | ChatSubscribe | ChatUnsubscribe | TurnCreate | TurnCancel | Ping
+ClientFrame = (
+    Hello | ChatOpen | ChatSubscribe | ChatUnsubscribe | ChatUse | TurnCreate | TurnCancel | Ping
+)
 
 
 # --- server to client ---------------------------------------------------------------------------
@@ -297,6 +322,7 @@ class ChatSnapshot(Frame):
     seq: int
     persona: PersonaRef
     user: str
+    backend: str
     messages: tuple[Message, ...]
     live: LiveReply | None
 
@@ -307,13 +333,27 @@ class ChatEvent(Frame):
 
     re: str | None = None
     chat: str
-    turn: str
     epoch: str | None = None
     seq: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TurnAccepted(ChatEvent):
+class ChatUpdated(ChatEvent):
+    """Somebody chose another backend."""
+
+    T: ClassVar[str] = "chat.updated"
+    backend: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplyEvent(ChatEvent):
+    """What all events of a turn carry."""
+
+    turn: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnAccepted(ReplyEvent):
     """The user's message is on disk; the reply will have the id `reply_id`."""
 
     T: ClassVar[str] = "turn.accepted"
@@ -322,7 +362,7 @@ class TurnAccepted(ChatEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TurnStarted(ChatEvent):
+class TurnStarted(ReplyEvent):
     """A backend has the turn."""
 
     T: ClassVar[str] = "turn.started"
@@ -331,7 +371,7 @@ class TurnStarted(ChatEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TurnDelta(ChatEvent):
+class TurnDelta(ReplyEvent):
     """More text; `off` UTF-16 units of the reply came before it."""
 
     T: ClassVar[str] = "turn.delta"
@@ -340,7 +380,7 @@ class TurnDelta(ChatEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TurnDone(ChatEvent):
+class TurnDone(ReplyEvent):
     """Terminal: the reply came to its end."""
 
     T: ClassVar[str] = "turn.done"
@@ -349,7 +389,7 @@ class TurnDone(ChatEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TurnCancelled(ChatEvent):
+class TurnCancelled(ReplyEvent):
     """Terminal: someone stopped it."""
 
     T: ClassVar[str] = "turn.cancelled"
@@ -357,7 +397,7 @@ class TurnCancelled(ChatEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TurnFailed(ChatEvent):
+class TurnFailed(ReplyEvent):
     """Terminal: it broke; the partial text stays."""
 
     T: ClassVar[str] = "turn.failed"
@@ -400,14 +440,17 @@ class Goodbye(Frame):
 CLIENT_FRAMES: Mapping[str, type[Frame]] = MappingProxyType(
     {
         cls.T: cls
-        for cls in (Hello, ChatOpen, ChatSubscribe, ChatUnsubscribe, TurnCreate, TurnCancel, Ping)
+        for cls in (
+            *(Hello, ChatOpen, ChatSubscribe, ChatUnsubscribe),
+            *(ChatUse, TurnCreate, TurnCancel, Ping),
+        )
     }
 )
 SERVER_FRAMES: Mapping[str, type[Frame]] = MappingProxyType(
     {
         cls.T: cls
         for cls in (
-            *(Welcome, ChatSnapshot, TurnAccepted, TurnStarted, TurnDelta, TurnDone),
+            *(Welcome, ChatSnapshot, ChatUpdated, TurnAccepted, TurnStarted, TurnDelta, TurnDone),
             *(TurnCancelled, TurnFailed, Pong, ErrorFrame, Goodbye),
         )
     }

@@ -18,7 +18,7 @@ from sqlalchemy import (
 
 __all__ = ["HEAD", "chats", "messages", "metadata", "turns"]
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest revision; a database that has it needs no Alembic at start."""
 
 metadata = MetaData()
@@ -31,6 +31,7 @@ chats = Table(
     Column("persona_revision", Text, nullable=False),
     Column("persona_name", Text, nullable=False),
     Column("user", Text, nullable=False),
+    Column("backend", Text, nullable=False, server_default=""),
     Column("head", Text),
     Column("preview", Text, nullable=False),
     Column("created", Float, nullable=False),

@@ -20,6 +20,7 @@ from gateway.protocol import (
     ChatOpen,
     ChatSubscribe,
     ChatUnsubscribe,
+    ChatUse,
     CloseCode,
     Goodbye,
     Hello,
@@ -257,6 +258,8 @@ class Session:
             case ChatUnsubscribe():
                 live = await self._chats.get(frame.chat)
                 live.watchers.discard(self)
+            case ChatUse():
+                await self._turns.use(frame, self)
             case TurnCreate():
                 await self._turns.create(frame, self)
             case TurnCancel():

@@ -94,6 +94,7 @@ class SqlHistory:
                     persona_revision=chat.persona_revision,
                     persona_name=chat.persona_name,
                     user=chat.user,
+                    backend=chat.backend,
                     head=chat.head,
                     preview=preview(chat.messages[-1].text) if chat.messages else "",
                     created=now,
@@ -118,6 +119,7 @@ class SqlHistory:
                 persona_revision=row.persona_revision,
                 persona_name=row.persona_name,
                 user=row.user,
+                backend=row.backend,
                 head=row.head,
                 messages=tuple(
                     _message(m) for m in connection.execute(said.order_by(messages.c.position))
@@ -148,6 +150,13 @@ class SqlHistory:
             )
 
         return await self._run(work)
+
+    async def use(self, chat_id: str, backend: str) -> None:
+        def work(connection: sa.Connection) -> None:
+            chosen = chats.update().where(chats.c.id == chat_id)
+            connection.execute(chosen.values(backend=backend))
+
+        await self._run(work)
 
     async def accept(
         self, chat_id: str, record: TurnRecord, user: StoredMessage, reply: StoredMessage

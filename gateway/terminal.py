@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, TextIO, TypeVar
 from urllib.parse import urlsplit
 
+from backends.api import Role
 from gateway.codec import Frame
 from gateway.errors import StartError
 from gateway.protocol import (
@@ -16,6 +17,8 @@ from gateway.protocol import (
     ChatOpen,
     ChatSnapshot,
     ChatSubscribe,
+    ChatUpdated,
+    ChatUse,
     ErrorFrame,
     Hello,
     Subprotocol,
@@ -67,6 +70,7 @@ async def talk(
     user: str,
     resume: str | None = None,
     *,
+    backend: str | None = None,
     reading: TextIO | None = None,
     writing: TextIO | None = None,
 ) -> int:
@@ -92,7 +96,7 @@ async def talk(
         ) from error
     terminal = _Terminal(socket, reading or sys.stdin, writing or sys.stdout)
     try:
-        return await terminal.run(persona, user, resume)
+        return await terminal.run(persona, user, resume, backend)
     except ConnectionClosed as error:
         code = error.rcvd.code if error.rcvd else 1006
         raise StartError(
@@ -114,15 +118,20 @@ class _Terminal:
         self._name = ""
         self._turn: str | None = None
 
-    async def run(self, persona: str, user: str, resume: str | None) -> int:
+    async def run(self, persona: str, user: str, resume: str | None, backend: str | None) -> int:
         await self._send(Hello(client="terminal"))
         await self._expect(Welcome)
         if resume:
             await self._send(ChatSubscribe(id=_new_id(), chat=resume))
         else:
-            await self._send(ChatOpen(id=_new_id(), persona=persona, user=user))
+            await self._send(ChatOpen(id=_new_id(), persona=persona, user=user, backend=backend))
+        if resume and backend:
+            await self._expect(ChatSnapshot)
+            await self._send(ChatUse(id=_new_id(), chat=resume, backend=backend))
+            await self._expect(ChatUpdated)
+            await self._send(ChatSubscribe(id=_new_id(), chat=resume))
         snapshot = await self._expect(ChatSnapshot)
-        self.chat, self._name = snapshot.chat, snapshot.persona.name
+        self.chat, self._name = snapshot.chat, _speaker(snapshot)
         for message in snapshot.messages:
             self._show(f"{message.name}: {message.text}\n")
         if snapshot.live:
@@ -222,6 +231,12 @@ class _Terminal:
             raise StartError(frame.message)
         assert isinstance(frame, kind), frame
         return frame
+
+
+def _speaker(snapshot: ChatSnapshot) -> str:
+    """The name that the character signs with: that of its last message, else its own."""
+    signed = [m.name for m in snapshot.messages if m.role is Role.ASSISTANT]
+    return signed[-1] if signed else snapshot.persona.name
 
 
 def _new_id() -> str:

@@ -27,6 +27,7 @@ from gateway.protocol import (
     ErrorFrame,
     Hello,
     Place,
+    ReplyEvent,
     Subprotocol,
     TurnAccepted,
     TurnCancel,
@@ -104,7 +105,7 @@ class Client:
         await self.send(TurnCreate(id=request, chat=chat, text=text))
         return await self.until(TurnAccepted, re=request)
 
-    async def stop(self, turn: ChatEvent) -> None:
+    async def stop(self, turn: ReplyEvent) -> None:
         """Asks to stop a turn."""
         await self.send(TurnCancel(chat=turn.chat, turn=turn.turn))
 

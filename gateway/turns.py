@@ -24,6 +24,7 @@ from gateway.ids import new_id
 from gateway.lifecycle import Signal, TurnState
 from gateway.limits import check_live_turns, check_text
 from gateway.protocol import (
+    ChatUpdated,
     Error,
     MessageStatus,
     Stats,
@@ -44,9 +45,9 @@ if TYPE_CHECKING:
     from backends.api import Sampling
     from gateway.chats import Chats, LiveChat, Watcher
     from gateway.config import ServerConfig
+    from gateway.ensemble import Ensemble
     from gateway.history import History
-    from gateway.protocol import ChatOpen, TurnCancel, TurnCreate
-    from gateway.standby import Standby
+    from gateway.protocol import ChatOpen, ChatUse, TurnCancel, TurnCreate
     from personas.library import Library
     from personas.persona import Persona
 
@@ -101,14 +102,14 @@ class Turns:
         chats: Chats,
         history: History,
         library: Library,
-        standby: Standby,
+        ensemble: Ensemble,
         sampling: Sampling,
         limits: ServerConfig,
     ) -> None:
         self._chats = chats
         self._history = history
         self._library = library
-        self._standby = standby
+        self._ensemble = ensemble
         self._sampling = sampling
         self._limits = limits
         self._tasks: set[asyncio.Task[object]] = set()
@@ -118,10 +119,11 @@ class Turns:
     async def open(self, frame: ChatOpen) -> LiveChat:
         """A new chat with the persona's greeting; the same one again for a repeated request.
 
-        Raises `Refused` (`unknown_persona`) and `HistoryError`.
+        Raises `Refused` (`unknown_persona`, `unknown_backend`) and `HistoryError`.
         """
         request = (frame.id, frame.persona, frame.user)
         if request not in self._opened:
+            backend = self._ensemble.get(frame.backend).backend.name if frame.backend else ""
             persona = self._persona(frame.persona)
             chat_id = new_id("c")
             texts = greetings(persona, user=frame.user, conversation_id=chat_id)
@@ -138,6 +140,7 @@ class Turns:
                 persona_revision=persona.revision,
                 persona_name=persona.name,
                 user=frame.user,
+                backend=backend,
                 head=said.id if texts else None,
                 messages=(said,) if texts else (),
             )
@@ -172,12 +175,7 @@ class Turns:
                     ErrorCode.UNAVAILABLE, "the server is stopping", retryable=True, retry_after=2.0
                 )
             if live.turn is not None:
-                raise Refused(
-                    ErrorCode.TURN_IN_PROGRESS,
-                    "a reply is being spoken in this chat; stop it or wait",
-                    retryable=True,
-                    detail={"turn": live.turn.record.id},
-                )
+                raise _speaking(live.turn)
             check_live_turns(self._chats.speaking(), self._limits.live_turns)
             persona = self._persona(live.chat.persona_id)
             record = TurnRecord(
@@ -205,6 +203,23 @@ class Turns:
             live.turn = speech = _Speech(record, began)
             live.publish(_accepted(live.chat, record), asker, frame.id)
             self._spawn(self._run(live, speech, reply))
+
+    async def use(self, frame: ChatUse, asker: Watcher) -> None:
+        """Chooses the backend of a chat's later turns.
+
+        Raises `Refused` (`unknown_backend`, `turn_in_progress`) and `HistoryError`.
+        """
+        live = await self._chats.get(frame.chat)
+        chosen = self._ensemble.get(frame.backend)
+        async with live.accepting:
+            if live.turn is not None:
+                raise _speaking(live.turn)
+            await self._history.use(live.chat.id, chosen.backend.name)
+            live.chat = replace(live.chat, backend=chosen.backend.name)
+            chosen.begin()
+            live.publish(
+                ChatUpdated(chat=live.chat.id, backend=chosen.backend.name), asker, frame.id
+            )
 
     def cancel(self, live: LiveChat, frame: TurnCancel) -> None:
         """Stops a reply. Raises `Refused` (`unknown_turn`, `turn_over`)."""
@@ -250,7 +265,7 @@ class Turns:
         await self._settle(live, speech, reply, _outcome(speech))
 
     async def _speak(self, live: LiveChat, speech: _Speech, throttle: Throttle) -> Finished:
-        standby = self._standby
+        standby = self._ensemble.of(live.chat.backend)
         async with deadline(self._limits.turn_seconds):
             model = await standby.ready(self._limits.ready_seconds)
             persona = self._library.get(live.chat.persona_id)
@@ -379,6 +394,15 @@ def _outcome(speech: _Speech) -> _Outcome:
         )
     return _Outcome(
         signal=Signal.FINISH, status=MessageStatus(finished.reason.value), finished=finished
+    )
+
+
+def _speaking(turn: LiveTurn) -> Refused:
+    return Refused(
+        ErrorCode.TURN_IN_PROGRESS,
+        "a reply is being spoken in this chat; stop it or wait",
+        retryable=True,
+        detail={"turn": turn.record.id},
     )
 
 

@@ -20,6 +20,11 @@ export async function getChats() {
   return (await getJson("/v1/chats")).data;
 }
 
+/** @returns {Promise<import("./store.js").Backend[]>} the default one among them */
+export async function getBackends() {
+  return (await getJson("/v1/backends")).data;
+}
+
 /** @returns {Promise<import("./store.js").About>} */
 export function getAbout() {
   return getJson("/v1/about");

@@ -18,7 +18,7 @@ let drawing = false;
 let aboutTimer;
 
 const view = new View(
-  { onOpen, onSend, onStop, onName, onRetry: () => wire.check(), onDismiss: () => fail(null) },
+  { onOpen, onSend, onStop, onName, onVoice, onRetry: () => wire.check(), onDismiss: () => fail(null) },
   localStorage.getItem("name") ?? "",
 );
 
@@ -135,6 +135,19 @@ function onStop() {
   else fail(new Error("Not connected right now, so the reply cannot be stopped."));
 }
 
+/** Chooses who speaks in this chat from now on. @param {string} backend */
+async function onVoice(backend) {
+  const { chat } = state;
+  if (!chat) return;
+  try {
+    await wire.request({ t: "chat.use", chat: chat.id, d: { backend } });
+  } catch (error) {
+    fail(error);
+  }
+  // Whether it was taken or refused, the picker shows what the chat has now.
+  loadBackends();
+}
+
 /** @param {string} name empty: the characters say "You" */
 function onName(name) {
   if (name) localStorage.setItem("name", name);
@@ -145,6 +158,7 @@ function onName(name) {
 function refresh() {
   if (state.personas === null) loadPersonas();
   if (state.route.chat === null) loadChats();
+  loadBackends();
   pollAbout();
 }
 
@@ -153,6 +167,11 @@ function refresh() {
 async function loadPersonas() {
   const personas = await api.getPersonas().catch(() => null);
   if (personas) dispatch({ t: "page.personas", personas });
+}
+
+async function loadBackends() {
+  const backends = await api.getBackends().catch(() => null);
+  if (backends) dispatch({ t: "page.backends", backends });
 }
 
 async function loadChats() {

@@ -22,9 +22,15 @@
  *   The reply that is being spoken now.
  *
  * @typedef {{
- *   id: string, persona: {id: string, name: string}, user: string, messages: Message[],
- *   live: Live | null, gap: boolean,
- * }} Chat `gap`: a delta was missed; only a snapshot helps.
+ *   id: string, persona: {id: string, name: string}, user: string, backend: string,
+ *   messages: Message[], live: Live | null, gap: boolean,
+ * }} Chat `backend`: the chosen one, empty for the server's default; `gap`: a delta was missed;
+ *   only a snapshot helps.
+ *
+ * @typedef {{
+ *   name: string, state: string, detail: string, model: string | null, notice: string,
+ *   default: boolean,
+ * }} Backend
  *
  * @typedef {{
  *   id: string, name: string, tagline: string, greeting: string, tags: string[],
@@ -49,7 +55,7 @@
  *
  * @typedef {{
  *   route: {chat: string | null}, connection: Connection, about: About | null,
- *   personas: Persona[] | null, chats: ChatSummary[] | null,
+ *   backends: Backend[], personas: Persona[] | null, chats: ChatSummary[] | null,
  *   chat: Chat | null, missing: boolean, opening: string | null,
  *   outgoing: Outgoing, problem: Problem | null,
  * }} State `missing`: the route names a chat that is not there; `opening`: the persona whose
@@ -66,6 +72,7 @@ export const INITIAL = {
   route: { chat: null },
   connection: { name: "connecting", attempt: 0 },
   about: null,
+  backends: [],
   personas: null,
   chats: null,
   chat: null,
@@ -105,6 +112,8 @@ function reducePage(state, event) {
       return { ...state, connection: event.connection };
     case "page.about":
       return { ...state, about: event.about };
+    case "page.backends":
+      return { ...state, backends: event.backends };
     case "page.personas":
       return { ...state, personas: event.personas };
     case "page.chats":
@@ -177,7 +186,8 @@ function fromSnapshot(id, d) {
     ? { turn: d.live.turn, message: d.live.message, text: d.live.text, stopping: false }
     : null;
   const messages = d.messages.filter((/** @type {Message} */ m) => m.id !== live?.message);
-  return { id, persona: d.persona, user: d.user, messages, live, gap: false };
+  const { persona, user, backend } = d;
+  return { id, persona, user, backend, messages, live, gap: false };
 }
 
 /** Did the message whose answer was lost reach the server? @returns {State} */
@@ -200,6 +210,8 @@ export function reduceChat(chat, frame) {
   const d = frame.d ?? {};
   const turn = frame.turn ?? "";
   switch (frame.t) {
+    case "chat.updated":
+      return { ...chat, backend: d.backend };
     case "turn.accepted": {
       const messages = withMessage(chat.messages, d.user_message);
       const known = chat.live?.turn === turn || messages.some((m) => m.id === d.reply_id);

@@ -12,6 +12,7 @@ import { MessageList } from "./messages.js";
  * @typedef {{
  *   onOpen: (persona: string) => void, onSend: (text: string) => void, onStop: () => void,
  *   onRetry: () => void, onDismiss: () => void, onName: (name: string) => void,
+ *   onVoice: (backend: string) => void,
  * }} Callbacks
  */
 
@@ -35,6 +36,8 @@ export class View {
     /** @type {HTMLInputElement} */ const field = byId("name");
     field.value = name;
     field.addEventListener("input", () => callbacks.onName(field.value.trim()));
+    /** @type {HTMLSelectElement} */ const voices = byId("voices");
+    voices.addEventListener("change", () => callbacks.onVoice(voices.value));
     byId("me").addEventListener("submit", (event) => event.preventDefault());
     byId("retry").addEventListener("click", callbacks.onRetry);
     byId("dismiss").addEventListener("click", callbacks.onDismiss);
@@ -55,6 +58,7 @@ export class View {
     if (changed("personas", "opening")) this.#personas(state);
     if (changed("chats", "personas")) this.#chats(state);
     if (changed("about")) this.#about(state);
+    if (changed("backends", "chat")) this.#voices(state);
     if (changed("connection")) this.#connection(state);
     if (changed("problem")) this.#line("problem", state.problem?.message ?? "");
     if (changed("chat", "personas") && state.chat) {
@@ -107,6 +111,20 @@ export class View {
       byId("who").replaceChildren(mark, h("span", { class: "wordmark" }, "Greenroom"));
     }
     document.title = chat ? `${chat.persona.name} · Greenroom` : "Greenroom";
+  }
+
+  /** The picker of a chat's backend; with one backend there is nothing to pick. */
+  #voices(/** @type {State} */ { backends, chat }) {
+    byId("voice").hidden = !chat || backends.length < 2;
+    if (!chat) return;
+    /** @type {HTMLSelectElement} */ const voices = byId("voices");
+    const names = backends.map((backend) => backend.name);
+    if ([...voices.options].map((option) => option.value).join("\n") !== names.join("\n")) {
+      voices.replaceChildren(...names.map((name) => h("option", { value: name }, name)));
+    }
+    const chosen = names.includes(chat.backend) ? chat.backend : null;
+    voices.value = chosen ?? backends.find((backend) => backend.default)?.name ?? "";
+    voices.disabled = Boolean(chat.live);
   }
 
   #personas(/** @type {State} */ { personas, opening }) {

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.api import Role, SampledTokens
 from gateway.errors import HistoryError, HistoryFault
 from gateway.history import Chat, StoredMessage, TurnRecord, preview
+from gateway.migrations import settings as alembic_settings
 from gateway.protocol import Error, MessageStatus, Stats
 from gateway.schema import HEAD, metadata
 from gateway.sql_history import SqlHistory, pack_ids, unpack_ids
@@ -306,3 +308,27 @@ def test_preview_is_one_short_line(text: str) -> None:
     """A preview has one line and at most 120 characters."""
     assert len(preview(text)) <= 120
     assert "\n" not in preview(text)
+
+
+async def test_upgrade_keeps_chats(tmp_path: Path) -> None:
+    """A database of the first schema is upgraded with its chats, which have chosen no backend."""
+    path = tmp_path / "old.sqlite"
+    engine = sa.create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        old = alembic_settings()
+        old.attributes["connection"] = connection
+        command.upgrade(old, "0001")
+        connection.exec_driver_sql(
+            "INSERT INTO chats (id, persona_id, persona_revision, persona_name, user, preview,"
+            " created, updated) VALUES ('c_1', 'maren', 'r', 'Maren', 'You', '', 1, 1)"
+        )
+    engine.dispose()
+    history = await SqlHistory.open(path)
+    chat = await history.load("c_1")
+    assert chat is not None
+    assert (chat.persona_id, chat.backend) == ("maren", "")
+    await history.use("c_1", "scripted")
+    again = await history.load("c_1")
+    assert again is not None
+    assert again.backend == "scripted"
+    await history.aclose()

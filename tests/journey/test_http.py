@@ -97,7 +97,7 @@ async def test_chats_newest_first(
 
 async def test_about_and_health(web: aiohttp.ClientSession, server: Server) -> None:
     """A server that is ready says so, and with what it speaks."""
-    await server.parts.standby.begin()
+    await server.parts.ensemble.default.begin()
     async with web.get("/v1/about") as answer:
         about = await answer.json()
     assert about["server"].startswith("greenroom/")
@@ -131,7 +131,7 @@ async def test_page_before_the_model(config: Config) -> None:
             async with web.get("/v1/about") as answer:
                 assert (await answer.json())["backend"]["state"] == "starting"
             gate.set()
-            await server.parts.standby.begin()
+            await server.parts.ensemble.default.begin()
             async with web.get("/readyz") as answer:
                 assert answer.status == 200
     finally:

@@ -234,8 +234,8 @@ async def test_backend_that_cannot_start(config: Config) -> None:
 
     server = await serve(config, backend=Refusing())
     try:
-        await server.parts.standby.begin()
-        assert server.parts.standby.status().detail == "the weights are missing"
+        await server.parts.ensemble.default.begin()
+        assert server.parts.ensemble.default.status().detail == "the weights are missing"
         async with connected(server.url) as client:
             chat = await client.open("tess")
             await client.say(chat.chat, "Hi")

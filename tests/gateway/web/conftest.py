@@ -50,6 +50,11 @@ class Server:
         command += ["--port", str(self.port), "--data", str(self._data)]
         # The tester's own settings, and the switch of `missing`, are not this server's.
         environ = {k: v for k, v in os.environ.items() if not k.startswith("GREENROOM_")}
+        # A second voice to choose, at a port where nobody listens.
+        environ |= {
+            "GREENROOM_REMOTE__URL": "http://127.0.0.1:1/v1",
+            "GREENROOM_REMOTE__MODEL": "m",
+        }
         with (self._data / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 command, cwd=REPOSITORY, env=environ, stdout=log, stderr=log

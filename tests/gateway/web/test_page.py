@@ -306,3 +306,26 @@ def test_killed_server_comes_back(page: Page, watch: Watch, server: Server) -> N
     last = reply_ends(page, 7)
     assert last.locator(".stats").is_visible()
     assert page.input_value("#draft") == ""
+
+
+def test_picker_of_the_voice(page: Page) -> None:
+    """A chat's backend is picked on the page, kept over a reload, and locked while it speaks."""
+    open_chat(page)
+    voices = page.locator("#voices")
+    assert voices.locator("option").all_inner_texts() == ["scripted", "remote"]
+    assert voices.input_value() == "scripted"
+    say(page, "Good evening.")
+    page.locator("#stop").wait_for()
+    assert voices.is_disabled()
+    reply_ends(page, 3)
+    voices.select_option("remote")
+    say(page, "And who are you?")
+    reply_ends(page, 5)
+    assert "cannot reach the server" in page.locator(".message").last.inner_text()
+    page.reload()
+    page.locator(".message").nth(4).wait_for()
+    page.wait_for_function("document.querySelector('#voices').value === 'remote'")
+    voices.select_option("scripted")
+    say(page, "Come back.")
+    last = reply_ends(page, 7)
+    assert last.locator(".stats").is_visible()
