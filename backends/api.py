@@ -195,14 +195,18 @@ TurnEvent = TextDelta | ThoughtDelta | Finished
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a started backend is. `context` counts tokens; `exact_count` says whether `count`
-    uses the model's own tokenizer or estimates. `notice` is a licence notice to show to people.
+    """What a started backend is.
+
+    `context` counts tokens; `exact_count` says whether `count` uses the model's own tokenizer or
+    estimates. `notice` is a licence notice to show to people. `sampling` is what suits the model:
+    where nobody asks for anything else, turns are drawn so.
     """
 
     model: str
     context: int
     exact_count: bool = True
     notice: str = ""
+    sampling: Sampling = field(default_factory=Sampling)
 
 
 class BackendState(StrEnum):

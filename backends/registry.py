@@ -15,11 +15,12 @@ from backends.errors import BackendError, BackendErrorCode
 if TYPE_CHECKING:
     from backends.api import Backend
     from backends.local.settings import EngineSettings
+    from backends.openai_compat import OpenAICompatSettings
 
 __all__ = ["make", "names"]
 
 GROUP = "greenroom.backends"
-OWN = ("local", "scripted")
+OWN = ("local", "scripted", "remote")
 
 
 def names() -> tuple[str, ...]:
@@ -27,8 +28,8 @@ def names() -> tuple[str, ...]:
     return OWN + tuple(sorted({e.name for e in entry_points(group=GROUP)} - set(OWN)))
 
 
-def make(name: str, engine: EngineSettings) -> Backend:
-    """A backend that is not started yet. `engine` is read by `local` alone.
+def make(name: str, engine: EngineSettings, remote: OpenAICompatSettings | None = None) -> Backend:
+    """A backend that is not started yet. `engine` is read by `local` alone, `remote` by `remote`.
 
     Raises `BackendError` (BAD_REQUEST) naming the nearest known name.
     """
@@ -40,6 +41,12 @@ def make(name: str, engine: EngineSettings) -> Backend:
         from backends.scripted import ScriptedBackend
 
         return ScriptedBackend()
+    if name == "remote":
+        from backends.openai_compat import OpenAICompatBackend
+
+        if remote is None:
+            raise BackendError(BackendErrorCode.BAD_REQUEST, "the backend remote needs a url")
+        return OpenAICompatBackend(remote)
     for entry in entry_points(group=GROUP, name=name):
         made: Backend = entry.load()()
         return made

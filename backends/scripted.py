@@ -99,7 +99,9 @@ class ScriptedBackend:
                 detail={"prompt_tokens": prompt_tokens, "context": script.context},
             )
         asked = sum(1 for m in turn.messages if m.role is Role.USER)
-        reply = words(script.lines[max(0, asked - 1) % len(script.lines)])
+        line = script.lines[max(0, asked - 1) % len(script.lines)]
+        stops = [line.index(stop) for stop in turn.sampling.stop if stop in line]
+        reply = words(line[: min(stops, default=len(line))])
         cut = turn.sampling.max_tokens < len(reply)
         reply = reply[: turn.sampling.max_tokens]
         first: float | None = None

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backends.api import Finished, Role, SampledTokens, Sampling, TextDelta, Usage
 from backends.local.client import LocalBackend
-from gateway.config import default_data_dir
+from backends.local.settings import EngineSettings
+from gateway.config import DataConfig
+from personas.conversation import ChatMessage, Conversation
 from personas.library import Library
 from personas.prompt import Budget, prompt_texts, render
-
-from backends.api import Finished, Role, SampledTokens, Sampling, TextDelta, Usage
-from backends.local.settings import EngineSettings
-from personas.conversation import ChatMessage, Conversation
 
 if TYPE_CHECKING:
     import argparse
@@ -64,7 +63,7 @@ class Spoken:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="gemma-3-270m", help="packaged name or a folder")
     parser.add_argument(
-        "--data", type=Path, default=default_data_dir() / "bench", help="where weights and KV lie"
+        "--data", type=Path, default=DataConfig().folder / "bench", help="where weights and KV lie"
     )
 
 

@@ -13,6 +13,7 @@ from aiohttp import web
 from backends.errors import BackendError
 from backends.registry import make
 from gateway.chats import Chats
+from gateway.composing import Composer
 from gateway.ensemble import Ensemble
 from gateway.errors import StartError
 from gateway.folder import DataFolder
@@ -96,15 +97,16 @@ async def serve(
         stack.push_async_callback(ensemble.aclose)
         library = library or _library(folder)
         chats = Chats(history)
+        composer = Composer(config.make_sampling, config.server.ready_seconds)
         turns = Turns(
             chats=chats,
             history=history,
             library=library,
             ensemble=ensemble,
-            sampling=config.make_sampling(),
+            composer=composer,
             limits=config.server,
         )
-        parts = Parts(release(), config.server, history, library, ensemble, chats, turns)
+        parts = Parts(release(), config.server, history, library, ensemble, composer, chats, turns)
         runner = web.AppRunner(make_app(parts), access_log=None, shutdown_timeout=2.0)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)

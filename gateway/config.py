@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from backends.api import Sampling
 from backends.local.settings import EngineSettings
 from gateway.errors import ConfigError
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import NoReturn
 
+    from backends.api import Sampling
     from backends.openai_compat import OpenAICompatSettings
 
 __all__ = [
@@ -154,15 +154,17 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True)
 class SamplingConfig:
-    """How the next token is drawn; see `backends.api.Sampling`."""
+    """How the next token is drawn; what is unset is as the model's profile has it."""
 
-    temperature: float = _knob(0.8, "0 is greedy", low=0, high=5)
-    top_k: int = _knob(0, "draw from the k likeliest tokens; 0 is off", low=0, high=1 << 20)
-    top_p: float = _knob(0.95, "draw from the likeliest tokens of this mass", low=0.001, high=1)
-    min_p: float = _knob(0.0, "drop tokens below this share of the likeliest", low=0, high=0.999)
-    repetition_penalty: float = _knob(1.0, "above 1 repeats less", low=0.1, high=10)
+    temperature: float | None = _knob(None, "0 is greedy", low=0, high=5)
+    top_k: int | None = _knob(None, "draw from the k likeliest; 0 is off", low=0, high=1 << 20)
+    top_p: float | None = _knob(None, "draw from the likeliest of this mass", low=0.001, high=1)
+    min_p: float | None = _knob(
+        None, "drop tokens below this share of the likeliest", low=0, high=0.999
+    )
+    repetition_penalty: float | None = _knob(None, "above 1 repeats less", low=0.1, high=10)
     seed: int | None = _knob(None, "fixes the draw; unset: fresh each turn", low=0, high=2**63 - 1)
-    max_tokens: int = _knob(200, "longest reply", low=1, high=32768)
+    max_tokens: int | None = _knob(None, "longest reply", low=1, high=32768)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,10 +215,11 @@ class Config:
         except ValueError as error:
             raise ConfigError(f"[remote]: {error}", key="remote") from error
 
-    def make_sampling(self) -> Sampling:
-        """How every turn is drawn."""
-        values = {f.name: getattr(self.sampling, f.name) for f in dataclasses.fields(self.sampling)}
-        return Sampling(**values)
+    def make_sampling(self, base: Sampling) -> Sampling:
+        """How turns are drawn: `base`, which suits the model, with what is set here over it."""
+        names = [f.name for f in dataclasses.fields(self.sampling)]
+        values = {name: getattr(self.sampling, name) for name in names}
+        return dataclasses.replace(base, **{k: v for k, v in values.items() if v is not None})
 
 
 SECTIONS: Mapping[str, type] = types.MappingProxyType(

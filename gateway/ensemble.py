@@ -6,7 +6,7 @@ import asyncio
 import difflib
 from typing import TYPE_CHECKING
 
-from gateway.errors import ErrorCode, Refused
+from gateway.errors import ErrorCode, Refused, StartError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,11 +20,14 @@ class Ensemble:
     """Standbys by their backend's name.
 
     The default one starts at once, the others when first used: one that nobody chooses costs
-    nothing.
+    nothing. Raises `StartError` when two have one name.
     """
 
     def __init__(self, standbys: Sequence[Standby]) -> None:
         self._standbys = {standby.backend.name: standby for standby in standbys}
+        if len(self._standbys) < len(standbys):
+            names = ", ".join(standby.backend.name for standby in standbys)
+            raise StartError(f"two backends have the same name: {names}")
         self.default = standbys[0]
 
     def __iter__(self) -> Iterator[Standby]:

@@ -20,7 +20,10 @@ PREVIEW_CHARS = 120
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredMessage:
-    """One node of a chat's tree. `status` None: it is being spoken now."""
+    """One node of a chat's tree. `status` None: it is being spoken now.
+
+    `error` says why a reply failed; it is kept with the reply's turn.
+    """
 
     id: str
     parent: str | None
@@ -30,6 +33,7 @@ class StoredMessage:
     turn: str | None = None
     status: MessageStatus | None = MessageStatus.COMPLETE
     stats: Stats | None = None
+    error: Error | None = None
     sampled: SampledTokens | None = None
 
     def wire(self) -> protocol.Message:
@@ -42,6 +46,7 @@ class StoredMessage:
             turn=self.turn,
             status=self.status or MessageStatus.INTERRUPTED,
             stats=self.stats,
+            error=self.error,
         )
 
 
@@ -171,8 +176,8 @@ class History(Protocol):
         """Stores what was spoken of a reply so far."""
         ...
 
-    async def finish(self, reply: StoredMessage, error: Error | None = None) -> None:
-        """Stores a reply in its final form, and why it failed where it did."""
+    async def finish(self, reply: StoredMessage) -> None:
+        """Stores a reply in its final form."""
         ...
 
     async def check(self) -> None:

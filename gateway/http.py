@@ -8,11 +8,12 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 import structlog
-from aiohttp import ClientConnectionResetError, WSMsgType, web
+from aiohttp import ClientConnectionResetError, WebSocketError, WSMsgType, web
 
 from backends.api import BackendState
 from gateway.auth import host_allowed, origin_allowed
 from gateway.errors import HistoryError
+from gateway.openai_api import routes
 from gateway.protocol import CloseCode, choose
 from gateway.session import Session
 from personas.persona import PersonaNotFound
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
 
     from gateway.chats import Chats
+    from gateway.composing import Composer
     from gateway.config import ServerConfig
     from gateway.ensemble import Ensemble
     from gateway.history import History
@@ -39,6 +41,8 @@ log = structlog.get_logger()
 RECEIVE_BYTES = 4 << 20
 """What is read of one message at all, so that a long one can be refused by name."""
 WRITE_BYTES = 32 * 1024
+UNREADABLE = frozenset({1002, 1007, 1009})
+"""aiohttp's codes: no WebSocket frame, no UTF-8, larger than `RECEIVE_BYTES` (RFC 6455, 7.4.1)."""
 CLOSE_SECONDS = 2.0
 WILDCARDS = frozenset({"", "0.0.0.0", "::"})
 """Addresses to listen on that are nobody's name."""
@@ -53,7 +57,8 @@ SAFETY = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
         "font-src 'self'; connect-src 'self'; manifest-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -71,16 +76,17 @@ class Parts:
     history: History
     library: Library
     ensemble: Ensemble
+    composer: Composer
     chats: Chats
     turns: Turns
     sessions: set[Session] = field(default_factory=set)
 
 
 class _WebSocket(web.WebSocketResponse):
-    """Closes with our code where aiohttp finds a message too large for `RECEIVE_BYTES`."""
+    """Closes with our code where aiohttp itself refuses what it reads."""
 
     async def close(self, *, code: int = 1000, message: bytes = b"", drain: bool = True) -> bool:
-        ours = CloseCode.BAD_FRAME if code == 1009 else code
+        ours = CloseCode.BAD_FRAME if code in UNREADABLE else code
         return await super().close(code=ours, message=message, drain=drain)
 
 
@@ -90,12 +96,14 @@ class _Socket:
     def __init__(self, ws: web.WebSocketResponse) -> None:
         self._ws = ws
 
-    async def receive(self) -> str | bytes | None:
+    async def receive(self) -> str | bytes | CloseCode:
         message = await self._ws.receive()
         if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
             data: str | bytes = message.data
             return data
-        return None
+        if isinstance(message.data, WebSocketError):
+            return CloseCode.BAD_FRAME
+        return CloseCode.NORMAL if self._ws.close_code == 1000 else CloseCode.GOING_AWAY
 
     async def send(self, data: str | bytes) -> None:
         try:
@@ -173,6 +181,7 @@ def make_app(parts: Parts) -> web.Application:
     _add_page(app)
     _add_lists(app, parts)
     _add_health(app, parts)
+    app.router.add_routes(routes(parts))
     return app
 
 
@@ -286,7 +295,7 @@ def _backend(standby: Standby) -> dict[str, JsonValue]:
     status, model = standby.status(), standby.capabilities
     return {
         "name": standby.backend.name,
-        "state": status.state.value,
+        "state": status.state.value if standby.begun else "idle",
         "detail": status.detail,
         "model": model.model if model else None,
         "context": model.context if model else None,

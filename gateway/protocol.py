@@ -87,7 +87,10 @@ class MessageStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
-    """What a reply cost. Times in milliseconds; `ttft_ms` as the gateway saw it."""
+    """What a reply cost. Times in milliseconds; `ttft_ms` as the gateway saw it.
+
+    `backend` spoke it; empty in what was stored before that was noted.
+    """
 
     ttft_ms: float
     tokens_per_s: float
@@ -96,11 +99,12 @@ class Stats:
     completion_tokens: int
     cached_by_tier: Mapping[str, int]
     miss: str
+    backend: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One message as people see it."""
+    """One message as people see it; `error` says why a reply failed."""
 
     id: str
     role: Role
@@ -109,6 +113,7 @@ class Message:
     turn: str | None
     status: MessageStatus
     stats: Stats | None
+    error: Error | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,8 +58,8 @@ STUCK_AFTER = 30.0
 class Socket(Protocol):
     """The part of a WebSocket that a session needs."""
 
-    async def receive(self) -> str | bytes | None:
-        """The next message; None when the other side is gone."""
+    async def receive(self) -> str | bytes | CloseCode:
+        """The next message, or why there will be none."""
         ...
 
     async def send(self, data: str | bytes) -> None:
@@ -211,8 +211,8 @@ class Session:
     async def _step(self, handle: Handler) -> CloseCode | None:
         """Reads and handles one frame; returns why to close, or None to go on."""
         data = await self._socket.receive()
-        if data is None:
-            return CloseCode.NORMAL
+        if isinstance(data, CloseCode):
+            return data
         request = chat = None
         try:
             size = len(data) if isinstance(data, bytes) else len(data.encode())

@@ -15,15 +15,13 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from backends.api import Role, SampledTokens
 from gateway.errors import HistoryError, HistoryFault
 from gateway.history import Chat, ChatSummary, StoredMessage, TurnRecord, preview
-from gateway.protocol import MessageStatus, Stats
+from gateway.protocol import Error, MessageStatus, Stats
 from gateway.schema import HEAD, chats, messages, turns
 from gateway.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    from gateway.protocol import Error
 
 __all__ = ["SqlHistory", "pack_ids", "unpack_ids"]
 
@@ -113,6 +111,8 @@ class SqlHistory:
                 return None
             said = sa.select(messages).where(messages.c.chat == chat_id)
             asked = sa.select(turns).where(turns.c.chat == chat_id).order_by(turns.c.created)
+            records = connection.execute(asked).all()
+            errors = {t.reply: Error(**t.error) for t in records if t.error}
             return Chat(
                 id=row.id,
                 persona_id=row.persona_id,
@@ -122,13 +122,14 @@ class SqlHistory:
                 backend=row.backend,
                 head=row.head,
                 messages=tuple(
-                    _message(m) for m in connection.execute(said.order_by(messages.c.position))
+                    _message(m, errors.get(m.id))
+                    for m in connection.execute(said.order_by(messages.c.position))
                 ),
                 turns=tuple(
                     TurnRecord(
                         id=t.id, request=t.request, user_message=t.user_message, reply=t.reply
                     )
-                    for t in connection.execute(asked)
+                    for t in records
                 ),
             )
 
@@ -191,7 +192,7 @@ class SqlHistory:
 
         await self._run(work)
 
-    async def finish(self, reply: StoredMessage, error: Error | None = None) -> None:
+    async def finish(self, reply: StoredMessage) -> None:
         now = time.time()
 
         def work(connection: sa.Connection) -> None:
@@ -201,7 +202,7 @@ class SqlHistory:
             connection.execute(
                 turns.update()
                 .where(turns.c.reply == reply.id)
-                .values(error=asdict(error) if error else None, ended=now)
+                .values(error=asdict(reply.error) if reply.error else None, ended=now)
             )
             if reply.text:
                 of = sa.select(messages.c.chat).where(messages.c.id == reply.id).scalar_subquery()
@@ -318,7 +319,7 @@ def _outcome(message: StoredMessage) -> dict[str, object]:
     }
 
 
-def _message(row: sa.Row[tuple[object, ...]]) -> StoredMessage:
+def _message(row: sa.Row[tuple[object, ...]], error: Error | None) -> StoredMessage:
     c = row._mapping
     blob = c["sampled_ids"]
     return StoredMessage(
@@ -330,5 +331,6 @@ def _message(row: sa.Row[tuple[object, ...]]) -> StoredMessage:
         turn=c["turn"],
         status=None if c["status"] == LIVE else MessageStatus(c["status"]),
         stats=Stats(**c["stats"]) if c["stats"] else None,
+        error=error,
         sampled=None if blob is None else SampledTokens(c["sampled_tokenizer"], unpack_ids(blob)),
     )

@@ -32,6 +32,11 @@ class Standby:
         self._costs: OrderedDict[str, int] = OrderedDict()
         self._keep_costs = keep_costs
 
+    @property
+    def begun(self) -> bool:
+        """Somebody asked for it; until then it costs nothing."""
+        return self._starting is not None
+
     def begin(self) -> asyncio.Task[None]:
         """Starts the backend if that is not done or under way; the task never raises.
 

@@ -76,7 +76,7 @@ async def talk(
 ) -> int:
     """Talks until `/quit` or the end of `reading`; returns the exit code.
 
-    Raises `StartError` when no server answers or the server refuses the persona.
+    Raises `StartError` when no server answers or the server refuses the persona or backend.
     """
     from websockets.asyncio.client import connect
     from websockets.exceptions import ConnectionClosed, InvalidHandshake
@@ -119,18 +119,15 @@ class _Terminal:
         self._turn: str | None = None
 
     async def run(self, persona: str, user: str, resume: str | None, backend: str | None) -> int:
-        await self._send(Hello(client="terminal"))
-        await self._expect(Welcome)
-        if resume:
-            await self._send(ChatSubscribe(id=_new_id(), chat=resume))
-        else:
-            await self._send(ChatOpen(id=_new_id(), persona=persona, user=user, backend=backend))
+        await self._request(Hello(id=_new_id(), client="terminal"), Welcome)
         if resume and backend:
-            await self._expect(ChatSnapshot)
-            await self._send(ChatUse(id=_new_id(), chat=resume, backend=backend))
-            await self._expect(ChatUpdated)
-            await self._send(ChatSubscribe(id=_new_id(), chat=resume))
-        snapshot = await self._expect(ChatSnapshot)
+            await self._request(ChatUse(id=_new_id(), chat=resume, backend=backend), ChatUpdated)
+        request = (
+            ChatSubscribe(id=_new_id(), chat=resume)
+            if resume
+            else ChatOpen(id=_new_id(), persona=persona, user=user, backend=backend)
+        )
+        snapshot = await self._request(request, ChatSnapshot)
         self.chat, self._name = snapshot.chat, _speaker(snapshot)
         for message in snapshot.messages:
             self._show(f"{message.name}: {message.text}\n")
@@ -225,7 +222,9 @@ class _Terminal:
     async def _receive(self) -> Frame:
         return decode(await self._socket.recv(), Subprotocol.MSGPACK, SERVER_FRAMES)
 
-    async def _expect(self, kind: type[F]) -> F:
+    async def _request(self, asked: Hello | ChatUse | ChatSubscribe | ChatOpen, kind: type[F]) -> F:
+        """Sends a request; returns its answer. Raises `StartError` when it is refused."""
+        await self._send(asked)
         frame = await self._receive()
         if isinstance(frame, ErrorFrame):
             raise StartError(frame.message)

@@ -9,41 +9,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
 from backends.api import Finished, Role, TextDelta
 from backends.errors import BackendError, BackendErrorCode
-from gateway.chats import LiveTurn
 from gateway.errors import ErrorCode, HistoryError, Refused
 from gateway.failures import describe
 from gateway.history import Chat, StoredMessage, TurnRecord
 from gateway.ids import new_id
-from gateway.lifecycle import Signal, TurnState
+from gateway.lifecycle import Signal
 from gateway.limits import check_live_turns, check_text
-from gateway.protocol import (
-    ChatUpdated,
-    Error,
-    MessageStatus,
-    Stats,
-    TurnAccepted,
-    TurnCancelled,
-    TurnDelta,
-    TurnDone,
-    TurnFailed,
-    TurnStarted,
-)
+from gateway.protocol import ChatUpdated, MessageStatus, TurnAccepted, TurnStarted
+from gateway.speech import Outcome, Speech, outcome_of, publish_text, stats_of, terminal
 from gateway.throttle import Throttle
 from personas.persona import PersonaNotFound
-from personas.prompt import Budget, greetings, prompt_texts, render
+from personas.prompt import greetings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Coroutine
 
-    from backends.api import Sampling
-    from gateway.chats import Chats, LiveChat, Watcher
+    from gateway.chats import Chats, LiveChat, LiveTurn, Watcher
+    from gateway.composing import Composer
     from gateway.config import ServerConfig
     from gateway.ensemble import Ensemble
     from gateway.history import History
@@ -55,42 +44,10 @@ __all__ = ["Turns"]
 
 log = structlog.get_logger()
 
-TENANT = "local"
 COALESCE = 0.025
 CHECKPOINT = 0.5
 
 R = TypeVar("R")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Outcome:
-    """How a turn ended, before that is stored."""
-
-    signal: Signal
-    status: MessageStatus
-    error: Error | None = None
-    finished: Finished | None = None
-
-
-class _Speech(LiveTurn):
-    """A live turn with its tasks and clocks."""
-
-    def __init__(self, record: TurnRecord, began: float) -> None:
-        super().__init__(record)
-        self.began = began
-        self.first: float | None = None
-        self.spoken: list[str] = []
-        self.stopped: _Outcome | None = None
-        self.speaking: asyncio.Task[Finished] | None = None
-
-    def stop(self, outcome: _Outcome) -> bool:
-        """Ends the speaking within one step; False when it had ended."""
-        if self.stopped or (self.speaking is not None and self.speaking.done()):
-            return False
-        self.stopped = outcome
-        if self.speaking is not None:
-            self.speaking.cancel()
-        return True
 
 
 class Turns:
@@ -103,17 +60,17 @@ class Turns:
         history: History,
         library: Library,
         ensemble: Ensemble,
-        sampling: Sampling,
+        composer: Composer,
         limits: ServerConfig,
     ) -> None:
         self._chats = chats
         self._history = history
         self._library = library
         self._ensemble = ensemble
-        self._sampling = sampling
+        self._composer = composer
         self._limits = limits
         self._tasks: set[asyncio.Task[object]] = set()
-        self._opened: dict[tuple[str, str, str], str] = {}
+        self._opened: dict[tuple[str, str, str, str | None], str] = {}
         self.draining = False
 
     async def open(self, frame: ChatOpen) -> LiveChat:
@@ -121,7 +78,7 @@ class Turns:
 
         Raises `Refused` (`unknown_persona`, `unknown_backend`) and `HistoryError`.
         """
-        request = (frame.id, frame.persona, frame.user)
+        request = (frame.id, frame.persona, frame.user, frame.backend)
         if request not in self._opened:
             backend = self._ensemble.get(frame.backend).backend.name if frame.backend else ""
             persona = self._persona(frame.persona)
@@ -200,7 +157,7 @@ class Turns:
             )
             await self._history.accept(live.chat.id, record, user, reply)
             live.chat = live.chat.accept(record, user, reply)
-            live.turn = speech = _Speech(record, began)
+            live.turn = speech = Speech(record, began)
             live.publish(_accepted(live.chat, record), asker, frame.id)
             self._spawn(self._run(live, speech, reply))
 
@@ -210,24 +167,27 @@ class Turns:
         Raises `Refused` (`unknown_backend`, `turn_in_progress`) and `HistoryError`.
         """
         live = await self._chats.get(frame.chat)
+        # As with a turn: the choice is made whole or not at all.
+        await asyncio.shield(self._spawn(self._choose(live, frame, asker)))
+
+    async def _choose(self, live: LiveChat, frame: ChatUse, asker: Watcher) -> None:
         chosen = self._ensemble.get(frame.backend)
         async with live.accepting:
             if live.turn is not None:
                 raise _speaking(live.turn)
-            await self._history.use(live.chat.id, chosen.backend.name)
-            live.chat = replace(live.chat, backend=chosen.backend.name)
+            await self._history.use(live.chat.id, frame.backend)
+            live.chat = replace(live.chat, backend=frame.backend)
             chosen.begin()
-            live.publish(
-                ChatUpdated(chat=live.chat.id, backend=chosen.backend.name), asker, frame.id
-            )
+            live.publish(ChatUpdated(chat=live.chat.id, backend=frame.backend), asker, frame.id)
+        log.info("backend_chosen", conversation=live.chat.id, backend=frame.backend)
 
     def cancel(self, live: LiveChat, frame: TurnCancel) -> None:
         """Stops a reply. Raises `Refused` (`unknown_turn`, `turn_over`)."""
         if all(record.id != frame.turn for record in live.chat.turns):
             raise Refused(ErrorCode.UNKNOWN_TURN, f"no turn {frame.turn!r} in this chat")
         turn = live.turn
-        stop = _Outcome(signal=Signal.CANCEL, status=MessageStatus.CANCELLED)
-        if not isinstance(turn, _Speech) or turn.record.id != frame.turn or not turn.stop(stop):
+        stop = Outcome(signal=Signal.CANCEL, status=MessageStatus.CANCELLED)
+        if not isinstance(turn, Speech) or turn.record.id != frame.turn or not turn.stop(stop):
             raise Refused(ErrorCode.TURN_OVER, "this reply has ended")
 
     async def drain(self, grace: float) -> None:
@@ -239,9 +199,9 @@ class Turns:
             BackendErrorCode.UNAVAILABLE, "the server stopped during this reply", retryable=True
         )
         for live in self._chats.live():
-            if isinstance(live.turn, _Speech):
+            if isinstance(live.turn, Speech):
                 live.turn.stop(
-                    _Outcome(
+                    Outcome(
                         signal=Signal.FAIL,
                         status=MessageStatus.INTERRUPTED,
                         error=describe(error),
@@ -250,41 +210,34 @@ class Turns:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def _run(self, live: LiveChat, speech: _Speech, reply: StoredMessage) -> None:
+    async def _run(self, live: LiveChat, speech: Speech, reply: StoredMessage) -> None:
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(
             conversation=live.chat.id, turn=speech.record.id, persona=live.chat.persona_id
         )
         log.info("turn_accepted")
-        throttle = Throttle(lambda text: _publish_text(live, speech, text), COALESCE)
+        throttle = Throttle(lambda text: publish_text(live, speech, text), COALESCE)
         speech.speaking = asyncio.create_task(self._speak(live, speech, throttle))
         if speech.stopped:  # before it began
             speech.speaking.cancel()
         await asyncio.wait({speech.speaking})
         throttle.flush()
-        await self._settle(live, speech, reply, _outcome(speech))
+        await self._settle(live, speech, reply, outcome_of(speech))
 
-    async def _speak(self, live: LiveChat, speech: _Speech, throttle: Throttle) -> Finished:
+    async def _speak(self, live: LiveChat, speech: Speech, throttle: Throttle) -> Finished:
         standby = self._ensemble.of(live.chat.backend)
         async with deadline(self._limits.turn_seconds):
-            model = await standby.ready(self._limits.ready_seconds)
             persona = self._library.get(live.chat.persona_id)
             conversation = live.chat.conversation()
-            costs = await standby.costs(prompt_texts(persona, conversation))
-            turn = render(
-                persona,
-                conversation,
-                turn_id=speech.record.id,
-                tenant=TENANT,
-                sampling=self._sampling,
-                budget=Budget(model.context, self._sampling.max_tokens, costs),
-            )
+            turn = await self._composer.compose(standby, persona, conversation, speech.record.id)
+            model = await standby.ready(0)
+            speech.backend = standby.backend.name
             speech.signal(Signal.START)
             live.publish(
                 TurnStarted(
                     chat=live.chat.id,
                     turn=speech.record.id,
-                    backend=standby.backend.name,
+                    backend=speech.backend,
                     model=model.model,
                 )
             )
@@ -313,28 +266,29 @@ class Turns:
             log.warning("checkpoint_failed", error=error.message)
 
     async def _settle(
-        self, live: LiveChat, speech: _Speech, reply: StoredMessage, outcome: _Outcome
+        self, live: LiveChat, speech: Speech, reply: StoredMessage, outcome: Outcome
     ) -> None:
         reply = replace(
             reply,
             text=speech.text,
             status=outcome.status,
-            stats=_stats(speech, outcome.finished),
+            stats=stats_of(speech, outcome.finished),
+            error=outcome.error,
             sampled=outcome.finished.sampled if outcome.finished else None,
         )
         try:
-            await self._history.finish(reply, outcome.error)
+            await self._history.finish(reply)
         except HistoryError as failure:
             log.error("reply_not_stored", error=failure.message)
             refused = Refused(ErrorCode.STORAGE_FAILED, failure.message, retryable=True)
-            outcome = _Outcome(
+            outcome = Outcome(
                 signal=Signal.FAIL, status=MessageStatus.FAILED, error=describe(refused)
             )
-            reply = replace(reply, status=outcome.status)
+            reply = replace(reply, status=outcome.status, error=outcome.error)
         speech.signal(outcome.signal)
         live.chat = live.chat.settle(reply)
         live.turn = None
-        live.publish(_terminal(live.chat, speech, reply, outcome))
+        live.publish(terminal(live.chat, speech, reply, outcome))
         log.info(
             "turn_ended",
             status=outcome.status.value,
@@ -365,12 +319,6 @@ class Turns:
             log.error("task_failed", exc_info=error)
 
 
-def _publish_text(live: LiveChat, speech: _Speech, text: str) -> None:
-    speech.signal(Signal.TEXT)
-    off = speech.add(text)
-    live.publish(TurnDelta(chat=live.chat.id, turn=speech.record.id, off=off, text=text))
-
-
 @contextlib.asynccontextmanager
 async def deadline(seconds: float) -> AsyncGenerator[None, None]:
     """Ends what is inside after `seconds` with a `BackendError` (TIMEOUT)."""
@@ -381,20 +329,6 @@ async def deadline(seconds: float) -> AsyncGenerator[None, None]:
         raise BackendError(
             BackendErrorCode.TIMEOUT, f"no whole reply within {seconds:g} s", retryable=True
         ) from error
-
-
-def _outcome(speech: _Speech) -> _Outcome:
-    """How the speaking ended; a reply that came to its end beats a stop that came too late."""
-    assert speech.speaking is not None
-    try:
-        finished = speech.speaking.result()
-    except (Exception, asyncio.CancelledError) as failure:
-        return speech.stopped or _Outcome(
-            signal=Signal.FAIL, status=MessageStatus.FAILED, error=describe(failure)
-        )
-    return _Outcome(
-        signal=Signal.FINISH, status=MessageStatus(finished.reason.value), finished=finished
-    )
 
 
 def _speaking(turn: LiveTurn) -> Refused:
@@ -412,35 +346,4 @@ def _accepted(chat: Chat, record: TurnRecord) -> TurnAccepted:
         turn=record.id,
         user_message=chat.message(record.user_message).wire(),
         reply_id=record.reply,
-    )
-
-
-def _terminal(
-    chat: Chat, speech: _Speech, reply: StoredMessage, outcome: _Outcome
-) -> TurnDone | TurnCancelled | TurnFailed:
-    turn, message = speech.record.id, reply.wire()
-    if speech.state is TurnState.CANCELLED:
-        return TurnCancelled(chat=chat.id, turn=turn, message=message)
-    if outcome.error is not None:
-        return TurnFailed(chat=chat.id, turn=turn, error=outcome.error, message=message)
-    assert outcome.finished is not None
-    return TurnDone(chat=chat.id, turn=turn, reason=outcome.finished.reason, message=message)
-
-
-def _stats(speech: _Speech, finished: Finished | None) -> Stats | None:
-    """What the reply cost; None when the backend did not come to its end, so nobody counted."""
-    if finished is None:
-        return None
-    usage, timings = finished.usage, finished.timings
-    first = speech.first or time.perf_counter()
-    # The first token is paid for by the prefill, so the rate is that of the others.
-    rate = (usage.completion_tokens - 1) / timings.decode_ms * 1e3 if timings.decode_ms > 0 else 0.0
-    return Stats(
-        ttft_ms=round((first - speech.began) * 1e3, 1),
-        tokens_per_s=round(max(rate, 0.0), 1),
-        prompt_tokens=usage.prompt_tokens,
-        cached_tokens=usage.cached_tokens,
-        completion_tokens=usage.completion_tokens,
-        cached_by_tier=dict(usage.cached_by_tier),
-        miss=usage.miss,
     )

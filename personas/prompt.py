@@ -63,9 +63,12 @@ def greetings(persona: Persona, *, user: str, conversation_id: str) -> tuple[str
     return tuple(expand(text, values, seed=conversation_id) for text in texts if text.strip())
 
 
-def prompt_texts(persona: Persona, conversation: Conversation) -> tuple[str, ...]:
+def prompt_texts(
+    persona: Persona, conversation: Conversation, supplement: str = ""
+) -> tuple[str, ...]:
     """Every text whose cost `render` needs, each once, in the order of the prompt."""
-    return tuple(dict.fromkeys(m.text for m in _Script.of(persona, conversation).messages()))
+    script = _Script.of(persona, conversation, supplement)
+    return tuple(dict.fromkeys(message.text for message in script.messages()))
 
 
 def render(
@@ -76,13 +79,17 @@ def render(
     tenant: str,
     sampling: Sampling,
     budget: Budget,
+    supplement: str = "",
 ) -> Turn:
     """The turn for the next reply after the conversation's head.
+
+    `supplement` is a client's own system prompt, macros not expanded: it takes the place of
+    `{{original}}` in the card's system prompt, or else follows that prompt.
 
     Raises `PromptTooLong` when the scene and the last message alone exceed the budget, and
     `KeyError` for a text of `prompt_texts` without a cost.
     """
-    script = _Script.of(persona, conversation)
+    script = _Script.of(persona, conversation, supplement)
     keep_examples, first = _trim(script, budget)
     spoken = script.history[first:]
     before = (*script.scene, *(script.examples if keep_examples else ()))
@@ -110,12 +117,12 @@ class _Script:
     tail: tuple[Message, ...]
 
     @classmethod
-    def of(cls, persona: Persona, conversation: Conversation) -> _Script:
+    def of(cls, persona: Persona, conversation: Conversation, supplement: str) -> _Script:
         fill = _Fill(persona, conversation)
         # A reply that failed before its first word has no text; a speaker of nothing would teach
         # the model to say nothing.
         history = tuple(said for said in conversation.path() if said.text.strip())
-        return cls(_scene(fill), _examples(fill), history, _tail(fill))
+        return cls(_scene(fill, supplement), _examples(fill), history, _tail(fill))
 
     def messages(self) -> tuple[Message, ...]:
         spoken = (_message(said) for said in self.history)
@@ -136,17 +143,24 @@ class _Fill:
         return expand(text, values, seed=self._seed).strip()
 
 
-def _scene(fill: _Fill) -> tuple[Message, ...]:
+def _scene(fill: _Fill, supplement: str) -> tuple[Message, ...]:
     """One system message: some templates have room for no second one."""
     persona = fill.persona
-    default = fill(_SYSTEM_PROMPT)
     paragraphs = [
-        fill(persona.system_prompt, default) or default,
+        _system_prompt(fill, supplement.strip()),
         fill(persona.description),
         _labelled(f"{fill.char}'s personality", fill(persona.personality)),
         _labelled("The scene", fill(persona.scenario)),
     ]
     return (Message(Role.SYSTEM, "\n\n".join(filter(None, paragraphs))),)
+
+
+def _system_prompt(fill: _Fill, supplement: str) -> str:
+    default, written = fill(_SYSTEM_PROMPT), fill.persona.system_prompt
+    supplemented = fill(written, supplement)
+    if supplemented != fill(written):  # the card has the place for it
+        return supplemented
+    return "\n\n".join(filter(None, (fill(written, default) or default, supplement)))
 
 
 def _labelled(label: str, text: str) -> str:

@@ -76,7 +76,12 @@ def assemble(settings: EngineSettings, progress: Progress) -> Assembled:
         context=context,
     )
     progress("Loading the model", 1, 1)
-    capabilities = Capabilities(model=settings.model, context=context, notice=model.notice)
+    capabilities = Capabilities(
+        model=settings.model,
+        context=context,
+        notice=model.notice,
+        sampling=model.profile.sampling,
+    )
     return Assembled(engine, model.template, capabilities)
 
 

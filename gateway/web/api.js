@@ -24,8 +24,3 @@ export async function getChats() {
 export async function getBackends() {
   return (await getJson("/v1/backends")).data;
 }
-
-/** @returns {Promise<import("./store.js").About>} */
-export function getAbout() {
-  return getJson("/v1/about");
-}

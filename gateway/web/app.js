@@ -2,7 +2,7 @@
 // reload or a bookmark comes back to it.
 
 import * as api from "./api.js";
-import { INITIAL, reduce } from "./store.js";
+import { INITIAL, reduce, voiceOf } from "./store.js";
 import { View } from "./view.js";
 import { Wire, WireError } from "./wire.js";
 
@@ -15,7 +15,7 @@ const READY_POLL_MS = 30_000;
 let state = INITIAL;
 let drawing = false;
 /** @type {ReturnType<typeof setTimeout> | undefined} */
-let aboutTimer;
+let backendsTimer;
 
 const view = new View(
   { onOpen, onSend, onStop, onName, onVoice, onRetry: () => wire.check(), onDismiss: () => fail(null) },
@@ -37,7 +37,8 @@ function dispatch(event) {
   state = reduce(state, event);
   if (state.chat?.gap && !before.chat?.gap) wire.resync(state.chat.id);
   wire.busy = Boolean(state.chat?.live);
-  if (event.t === "turn.failed") pollAbout();
+  if (event.t === "turn.failed" || voiceOf(state)?.name !== voiceOf(before)?.name) pollBackends();
+  if (event.t === "turn.accepted" && voiceOf(state)?.state !== "ready") pollBackends();
   if (state !== before) draw();
 }
 
@@ -144,8 +145,7 @@ async function onVoice(backend) {
   } catch (error) {
     fail(error);
   }
-  // Whether it was taken or refused, the picker shows what the chat has now.
-  loadBackends();
+  pollBackends(); // whether it was taken or refused, the picker shows what the chat has now
 }
 
 /** @param {string} name empty: the characters say "You" */
@@ -158,8 +158,7 @@ function onName(name) {
 function refresh() {
   if (state.personas === null) loadPersonas();
   if (state.route.chat === null) loadChats();
-  loadBackends();
-  pollAbout();
+  pollBackends();
 }
 
 /** A failed read needs no line of its own: the banner says that the server is away, and
@@ -169,24 +168,19 @@ async function loadPersonas() {
   if (personas) dispatch({ t: "page.personas", personas });
 }
 
-async function loadBackends() {
-  const backends = await api.getBackends().catch(() => null);
-  if (backends) dispatch({ t: "page.backends", backends });
-}
-
 async function loadChats() {
   const chats = await api.getChats().catch(() => null);
   if (chats) dispatch({ t: "page.chats", chats });
 }
 
-async function pollAbout() {
-  clearTimeout(aboutTimer);
-  const about = await api.getAbout().catch(() => null);
-  if (!about) return;
-  dispatch({ t: "page.about", about });
-  const ready = about.backend.state === "ready";
-  clearTimeout(aboutTimer);
-  aboutTimer = setTimeout(pollAbout, ready ? READY_POLL_MS : STARTING_POLL_MS);
+async function pollBackends() {
+  clearTimeout(backendsTimer);
+  const backends = await api.getBackends().catch(() => null);
+  if (!backends) return;
+  dispatch({ t: "page.backends", backends });
+  const settled = ["ready", "idle"].includes(voiceOf(state)?.state ?? "");
+  clearTimeout(backendsTimer);
+  backendsTimer = setTimeout(pollBackends, settled ? READY_POLL_MS : STARTING_POLL_MS);
 }
 
 addEventListener("hashchange", followRoute);

@@ -40,6 +40,15 @@ export function statsLine(stats) {
   return parts.join(" · ");
 }
 
+/**
+ * The end of that line where there are several backends, e.g. ` · local`.
+ * @param {Stats} stats
+ * @returns {string}
+ */
+export function spokenBy({ backend }) {
+  return backend ? ` · ${backend}` : "";
+}
+
 /** @param {Stats} stats @returns {string} */
 function cached(stats) {
   if (!stats.cached_tokens) return "none cached";

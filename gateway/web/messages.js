@@ -2,7 +2,7 @@
 // appended to its text node, and the node is touched again once, when the reply is over.
 
 import { avatar, h } from "./dom.js";
-import { endMark, speechParts, statsLine } from "./format.js";
+import { endMark, speechParts, spokenBy, statsLine } from "./format.js";
 
 /**
  * @typedef {import("./store.js").Chat} Chat
@@ -172,7 +172,10 @@ class Entry {
     const mark = endMark(message);
     const parts = [];
     if (mark) parts.push(h("p", { class: "mark" }, mark));
-    if (message.stats) parts.push(h("p", { class: "stats" }, statsLine(message.stats)));
+    if (message.stats) {
+      const spoke = h("span", { class: "spoke" }, spokenBy(message.stats));
+      parts.push(h("p", { class: "stats" }, statsLine(message.stats), spoke));
+    }
     this.under.replaceChildren(...parts);
     this.under.hidden = parts.length === 0;
   }

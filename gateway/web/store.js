@@ -10,12 +10,13 @@
  * @typedef {{
  *   ttft_ms: number, tokens_per_s: number, prompt_tokens: number, cached_tokens: number,
  *   completion_tokens: number, cached_by_tier: Record<string, number>, miss: string,
- * }} Stats
+ *   backend?: string,
+ * }} Stats `backend` spoke it; missing in what was stored before that was noted.
  *
  * @typedef {{
  *   id: string, role: "user" | "assistant", name: string, text: string, turn: string | null,
  *   status: "complete" | "length" | "cancelled" | "failed" | "interrupted",
- *   stats: Stats | null, error?: Problem,
+ *   stats: Stats | null, error: Problem | null,
  * }} Message
  *
  * @typedef {{ turn: string, message: string, text: string, stopping: boolean }} Live
@@ -28,8 +29,8 @@
  *   only a snapshot helps.
  *
  * @typedef {{
- *   name: string, state: string, detail: string, model: string | null, notice: string,
- *   default: boolean,
+ *   name: string, state: "idle" | "starting" | "ready" | "down", detail: string,
+ *   model: string | null, notice: string, default: boolean,
  * }} Backend
  *
  * @typedef {{
@@ -43,18 +44,13 @@
  * }} ChatSummary
  *
  * @typedef {{
- *   server: string,
- *   backend: {name: string, state: string, detail: string, model: string | null, notice: string},
- * }} About
- *
- * @typedef {{
  *   status: "idle" | "sending" | "unsure" | "delivered" | "refused",
  *   chat: string, text: string, after: string | null,
  * }} Outgoing What became of the message that was sent last. `unsure`: the connection broke
  *   before the answer; `after` is the message it would follow.
  *
  * @typedef {{
- *   route: {chat: string | null}, connection: Connection, about: About | null,
+ *   route: {chat: string | null}, connection: Connection,
  *   backends: Backend[], personas: Persona[] | null, chats: ChatSummary[] | null,
  *   chat: Chat | null, missing: boolean, opening: string | null,
  *   outgoing: Outgoing, problem: Problem | null,
@@ -71,7 +67,6 @@ const NOTHING_SENT = { status: "idle", chat: "", text: "", after: null };
 export const INITIAL = {
   route: { chat: null },
   connection: { name: "connecting", attempt: 0 },
-  about: null,
   backends: [],
   personas: null,
   chats: null,
@@ -110,8 +105,6 @@ function reducePage(state, event) {
     }
     case "page.connection":
       return { ...state, connection: event.connection };
-    case "page.about":
-      return { ...state, about: event.about };
     case "page.backends":
       return { ...state, backends: event.backends };
     case "page.personas":
@@ -201,6 +194,16 @@ function resolveUnsure(/** @type {State} */ state, /** @type {Chat} */ chat) {
 }
 
 /**
+ * Who speaks in the open chat: its choice while that is offered, else the server's default.
+ * @param {Pick<State, "backends" | "chat">} state
+ * @returns {Backend | null} null: not known yet
+ */
+export function voiceOf({ backends, chat }) {
+  const chosen = backends.find((backend) => backend.name === chat?.backend);
+  return chosen ?? backends.find((backend) => backend.default) ?? null;
+}
+
+/**
  * One event of a chat. Applying an event twice is harmless.
  * @param {Chat} chat
  * @param {Frame} frame
@@ -222,9 +225,8 @@ export function reduceChat(chat, frame) {
       return chat.live?.turn === turn ? withDelta(chat, chat.live, d.off, d.text) : chat;
     case "turn.done":
     case "turn.cancelled":
-      return ended(chat, turn, d.message);
     case "turn.failed":
-      return ended(chat, turn, { ...d.message, error: d.error });
+      return ended(chat, turn, d.message);
     default:
       return chat; // an event of a newer server
   }

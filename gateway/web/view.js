@@ -5,6 +5,7 @@ import { avatar, byId, h } from "./dom.js";
 import { endMark } from "./format.js";
 import { chatRow, emptyCards, personaCard } from "./home.js";
 import { MessageList } from "./messages.js";
+import { voiceOf } from "./store.js";
 
 /** @typedef {import("./store.js").State} State @typedef {import("./store.js").Chat} Chat */
 
@@ -57,8 +58,10 @@ export class View {
     if (changed("route", "missing", "chat", "personas")) this.#sections(state, before);
     if (changed("personas", "opening")) this.#personas(state);
     if (changed("chats", "personas")) this.#chats(state);
-    if (changed("about")) this.#about(state);
-    if (changed("backends", "chat")) this.#voices(state);
+    if (changed("backends", "chat")) {
+      this.#voice(state);
+      this.#voices(state);
+    }
     if (changed("connection")) this.#connection(state);
     if (changed("problem")) this.#line("problem", state.problem?.message ?? "");
     if (changed("chat", "personas") && state.chat) {
@@ -114,16 +117,24 @@ export class View {
   }
 
   /** The picker of a chat's backend; with one backend there is nothing to pick. */
-  #voices(/** @type {State} */ { backends, chat }) {
-    byId("voice").hidden = !chat || backends.length < 2;
+  #voices(/** @type {State} */ state) {
+    const { backends, chat } = state;
+    const several = backends.length > 1;
+    byId("voice").hidden = !chat || !several;
+    byId("log").classList.toggle("voices", several); // then each reply says who spoke it
     if (!chat) return;
     /** @type {HTMLSelectElement} */ const voices = byId("voices");
     const names = backends.map((backend) => backend.name);
     if ([...voices.options].map((option) => option.value).join("\n") !== names.join("\n")) {
-      voices.replaceChildren(...names.map((name) => h("option", { value: name }, name)));
+      voices.replaceChildren(...names.map((name) => h("option", { value: name })));
     }
-    const chosen = names.includes(chat.backend) ? chat.backend : null;
-    voices.value = chosen ?? backends.find((backend) => backend.default)?.name ?? "";
+    // Only what changed is touched, as the list may be open.
+    backends.forEach((backend, i) => {
+      const option = voices.options[i];
+      const words = voiceWords(backend);
+      if (option && option.text !== words) option.text = words;
+    });
+    voices.value = voiceOf(state)?.name ?? "";
     voices.disabled = Boolean(chat.live);
   }
 
@@ -144,11 +155,12 @@ export class View {
     byId("recent").hidden = rows.length === 0;
   }
 
-  #about(/** @type {State} */ { about }) {
+  /** The line about whoever speaks here. */
+  #voice(/** @type {State} */ state) {
+    const backend = voiceOf(state);
     /** @type {HTMLElement} */ const line = byId("backend");
-    line.hidden = about === null;
-    if (!about) return;
-    const { backend } = about;
+    line.hidden = backend === null;
+    if (!backend) return;
     line.dataset.state = backend.state;
     line.title = backend.detail ?? "";
     line.querySelector(".words")?.replaceChildren(backendWords(backend));
@@ -189,9 +201,15 @@ function picture(state, persona) {
   return state.personas?.find((other) => other.id === persona)?.avatar ?? null;
 }
 
-/** @param {import("./store.js").About["backend"]} backend @returns {string} */
+/** A choice of the picker. @param {import("./store.js").Backend} backend @returns {string} */
+function voiceWords({ name, state }) {
+  return state === "starting" || state === "down" ? `${name} (${state})` : name;
+}
+
+/** @param {import("./store.js").Backend} backend @returns {string} */
 function backendWords({ state, detail, model, name }) {
   if (state === "starting") return detail ? `Starting: ${detail}` : "The model is starting…";
   if (state === "down") return detail ? `Down: ${detail}` : "The model is down";
+  if (state === "idle") return "Starts with the next message";
   return model ?? name;
 }

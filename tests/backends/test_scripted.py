@@ -33,6 +33,16 @@ async def test_length() -> None:
     assert events[-1].reason is FinishReason.LENGTH
 
 
+async def test_stop() -> None:
+    """The reply ends before the first stop string, wherever that lies in a word."""
+    backend = ScriptedBackend(Script(("one two three",), delay=0))
+    sampling = Sampling(stop=("ree", "wo t", "four"))
+    text, events = await speak(backend.stream(turn(sampling=sampling)))
+    assert text == "one t"
+    assert isinstance(events[-1], Finished)
+    assert events[-1].reason is FinishReason.COMPLETE
+
+
 @pytest.mark.parametrize("after", [0, 2, 99])
 async def test_fault(after: int) -> None:
     """fail_after raises the named failure after that many words, also past the last one."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from backends.api import Sampling
 from backends.local.settings import EngineSettings
+from backends.openai_compat import OpenAICompatSettings
 from gateway.config import Config, EngineConfig, SamplingConfig, knobs, load, table
 from gateway.errors import ConfigError
 
@@ -39,8 +40,11 @@ def test_engine_defaults_are_the_engines_own(tmp_path: Path) -> None:
 
 
 def test_sampling_defaults_are_the_contracts_own() -> None:
-    """The sampling section without overrides is Sampling(), with every field but `stop`."""
-    assert Config().make_sampling() == Sampling()
+    """What is unset is the model's own, what is set goes over it; every field but `stop`."""
+    base = Sampling(temperature=0.3, min_p=0.1)
+    assert Config().make_sampling(base) == base
+    set_here = Config(sampling=SamplingConfig(temperature=0.0))
+    assert set_here.make_sampling(base) == Sampling(temperature=0.0, min_p=0.1)
     names = {f.name for f in dataclasses.fields(Sampling)} - {"stop"}
     assert {f.name for f in dataclasses.fields(SamplingConfig)} == names
 
@@ -131,6 +135,28 @@ def test_no_text_breaks_it(key: str, text: str) -> None:
     except ConfigError as error:
         refusal = error.message
     assert refusal == "" or key in refusal
+
+
+def test_remote_backend(tmp_path: Path) -> None:
+    """A url makes a remote backend of the section; without one there is none."""
+    assert Config().remote_settings() is None
+    file = write(tmp_path, "[remote]\nurl = 'http://h/v1'\nmodel = 'm'\nextras = ['min_p']\n")
+    environ = {"GREENROOM_REMOTE__KEY_ENV": "KEY", "GREENROOM_BACKEND__OFFER": "scripted, local"}
+    config = load(file, environ)
+    assert config.backend.offer == ("scripted", "local")
+    assert config.remote_settings() == OpenAICompatSettings(
+        "remote", "http://h/v1", "m", key_env="KEY", extras=("min_p",)
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong", ["url = 'ftp://h'", "url = 'http://h/v1'", "url = 'http://h'\nextras = ['x']"]
+)
+def test_wrong_remote_backend(tmp_path: Path, wrong: str) -> None:
+    """An address that is none, a model that is missing and an unknown field are refused."""
+    config = load(write(tmp_path, f"[remote]\n{wrong}\n"), {})
+    with pytest.raises(ConfigError, match=r"\[remote\]"):
+        config.remote_settings()
 
 
 def test_doc_has_every_knob() -> None:

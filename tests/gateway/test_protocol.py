@@ -26,6 +26,8 @@ from gateway.protocol import (
     ChatSnapshot,
     ChatSubscribe,
     ChatUnsubscribe,
+    ChatUpdated,
+    ChatUse,
     CloseCode,
     Error,
     ErrorFrame,
@@ -73,16 +75,7 @@ stats = st.builds(
     completion_tokens=counts,
     cached_by_tier=st.dictionaries(texts, counts, max_size=3),
     miss=texts,
-)
-messages = st.builds(
-    Message,
-    id=ids,
-    role=st.sampled_from(Role),
-    name=texts,
-    text=texts,
-    turn=st.none() | ids,
-    status=st.sampled_from(MessageStatus),
-    stats=st.none() | stats,
+    backend=texts,
 )
 plain = st.recursive(
     st.none() | st.booleans() | counts | texts, lambda inner: st.lists(inner, max_size=3)
@@ -95,17 +88,28 @@ error_fields = {
     "detail": st.dictionaries(texts, plain, max_size=3),
 }
 errors = st.builds(Error, **error_fields)
-event = {
+messages = st.builds(
+    Message,
+    id=ids,
+    role=st.sampled_from(Role),
+    name=texts,
+    text=texts,
+    turn=st.none() | ids,
+    status=st.sampled_from(MessageStatus),
+    stats=st.none() | stats,
+    error=st.none() | errors,
+)
+chat_event = {
     "re": st.none() | ids,
     "chat": ids,
-    "turn": ids,
     "epoch": st.none() | ids,
     "seq": st.none() | counts,
 }
+event = {**chat_event, "turn": ids}
 users = st.text("abcÄé", min_size=1, max_size=40)
 client_frames = st.one_of(
     st.builds(Hello, id=st.none() | ids, client=st.none() | texts),
-    st.builds(ChatOpen, id=ids, persona=texts, user=users),
+    st.builds(ChatOpen, id=ids, persona=texts, user=users, backend=st.none() | ids),
     st.builds(
         ChatSubscribe,
         id=ids,
@@ -113,6 +117,7 @@ client_frames = st.one_of(
         after=st.none() | st.builds(Place, epoch=ids, seq=counts),
     ),
     st.builds(ChatUnsubscribe, id=st.none() | ids, chat=ids),
+    st.builds(ChatUse, id=ids, chat=ids, backend=ids),
     st.builds(TurnCreate, id=ids, chat=ids, text=texts),
     st.builds(TurnCancel, id=st.none() | ids, chat=ids, turn=ids),
     st.builds(Ping, id=st.none() | ids, n=st.integers(-(2**53) + 1, 2**53 - 1)),
@@ -135,9 +140,11 @@ server_frames = st.one_of(
         seq=counts,
         persona=st.builds(PersonaRef, id=ids, name=texts),
         user=texts,
+        backend=texts,
         messages=st.lists(messages, max_size=3).map(tuple),
         live=st.none() | st.builds(LiveReply, turn=ids, message=ids, text=texts, off=counts),
     ),
+    st.builds(ChatUpdated, **chat_event, backend=texts),
     st.builds(TurnAccepted, **event, user_message=messages, reply_id=ids),
     st.builds(TurnStarted, **event, backend=texts, model=texts),
     st.builds(TurnDelta, **event, off=counts, text=texts),
@@ -234,6 +241,17 @@ def test_missing_fields_are_refused(frame: Frame, data: st.DataObject) -> None:
             "d.user",
         ),
         (
+            {"t": "chat.open", "id": "i", "d": {"persona": "p", "backend": ""}},
+            ErrorCode.BAD_FIELD,
+            "d.backend",
+        ),
+        ({"t": "chat.use", "id": "i", "chat": "c"}, ErrorCode.BAD_FIELD, "d.backend"),
+        (
+            {"t": "chat.use", "id": "i", "chat": "c", "d": {"backend": "b" * 65}},
+            ErrorCode.BAD_FIELD,
+            "d.backend",
+        ),
+        (
             {"t": "chat.subscribe", "id": "i", "chat": "c", "d": {"after": {"epoch": "e"}}},
             ErrorCode.BAD_FIELD,
             "d.after.seq",
@@ -324,6 +342,14 @@ def test_doc_lists_every_frame() -> None:
     assert {r.strip("`*") for r in rows} == set(SERVER_FRAMES)
     events = {name for name, cls in SERVER_FRAMES.items() if issubclass(cls, ChatEvent)}
     assert {r.strip("`*") for r in rows if r.endswith("*")} == events
+
+
+@pytest.mark.parametrize("kind", [Message, Stats, Error])
+def test_doc_lists_every_field(kind: type) -> None:
+    """docs/wire.md names the fields of the values that events carry, in their order."""
+    listed = ", ".join(f.name for f in fields(kind))
+    bare = re.sub(r": (\{[^{}]*\}|[^,}]+)", "", DOC)
+    assert "{" + listed + "}" in bare
 
 
 def test_doc_lists_every_code() -> None:

@@ -32,13 +32,13 @@ class FakeSocket:
     """A socket whose other side reads only while `reading` is set."""
 
     def __init__(self) -> None:
-        self.incoming: asyncio.Queue[str | bytes | None] = asyncio.Queue()
+        self.incoming: asyncio.Queue[str | bytes | CloseCode] = asyncio.Queue()
         self.reading = asyncio.Event()
         self.sent: list[Frame] = []
         self.arrived = asyncio.Event()
         self.closed_with: int | None = None
 
-    async def receive(self) -> str | bytes | None:
+    async def receive(self) -> str | bytes | CloseCode:
         return await self.incoming.get()
 
     async def send(self, data: str | bytes) -> None:
@@ -99,7 +99,7 @@ async def test_slow_reader_gets_merged_deltas(socket: FakeSocket) -> None:
     assert socket.sent[1] == TurnDelta(
         chat="c", turn="t", epoch="e", seq=1000, off=0, text="x" * 1000
     )
-    socket.incoming.put_nowait(None)
+    socket.incoming.put_nowait(CloseCode.NORMAL)
     await running
     assert socket.closed_with == CloseCode.NORMAL
 
@@ -130,7 +130,7 @@ async def test_requests_wait_for_the_reader(socket: FakeSocket) -> None:
     socket.reading.set()
     await socket.until(1 + asked)
     assert [f.n for f in socket.sent if isinstance(f, Pong)] == list(range(asked))
-    socket.incoming.put_nowait(None)
+    socket.incoming.put_nowait(CloseCode.NORMAL)
     await running
 
 

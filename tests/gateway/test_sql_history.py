@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sqlite3
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -34,6 +35,7 @@ STATS = Stats(
     completion_tokens=20,
     cached_by_tier={"host": 200, "disk": 80},
     miss="new_text",
+    backend="scripted",
 )
 
 
@@ -158,15 +160,21 @@ async def test_summaries_newest_first(history: SqlHistory) -> None:
 
 
 async def test_errors_are_kept(history: SqlHistory, tmp_path: Path) -> None:
-    """Why a turn failed is in the database, for whoever looks later."""
+    """Why a turn failed is kept with the turn, and comes back with its reply."""
     chat = new_chat()
     await history.create(chat)
     record, user, reply = new_turn(chat, 1)
     await history.accept(chat.id, record, user, reply)
     error = Error(
-        code="crashed", message="the engine died", retryable=True, retry_after_ms=None, detail={}
+        code="crashed",
+        message="the engine died",
+        retryable=True,
+        retry_after_ms=200,
+        detail={"needed": 7, "nearest": None},
     )
-    await history.finish(replace(reply, status=MessageStatus.FAILED), error)
+    failed = replace(reply, status=MessageStatus.FAILED, error=error)
+    await history.finish(failed)
+    assert await history.load(chat.id) == chat.accept(record, user, reply).settle(failed)
     with sqlite3.connect(tmp_path / "db.sqlite") as raw:
         [stored] = raw.execute("SELECT error FROM turns").fetchone()
     raw.close()
@@ -322,13 +330,27 @@ async def test_upgrade_keeps_chats(tmp_path: Path) -> None:
             "INSERT INTO chats (id, persona_id, persona_revision, persona_name, user, preview,"
             " created, updated) VALUES ('c_1', 'maren', 'r', 'Maren', 'You', '', 1, 1)"
         )
+        old_stats = asdict(replace(STATS, prompt_tokens=3))
+        del old_stats["backend"]
+        connection.execute(
+            sa.text(
+                "INSERT INTO messages (id, chat, position, role, name, text, status, stats,"
+                " created) VALUES ('m_1', 'c_1', 0, 'assistant', 'Maren', 'Mind the step.',"
+                " 'complete', :stats, 1)"
+            ),
+            {"stats": json.dumps(old_stats)},
+        )
+        connection.exec_driver_sql("UPDATE chats SET head = 'm_1'")
     engine.dispose()
     history = await SqlHistory.open(path)
     chat = await history.load("c_1")
     assert chat is not None
     assert (chat.persona_id, chat.backend) == ("maren", "")
+    [first] = chat.messages
+    assert (first.text, first.error) == ("Mind the step.", None)
+    assert first.stats is not None
+    assert (first.stats.prompt_tokens, first.stats.backend) == (3, "")
     await history.use("c_1", "scripted")
     again = await history.load("c_1")
-    assert again is not None
-    assert again.backend == "scripted"
+    assert again == replace(chat, backend="scripted")
     await history.aclose()

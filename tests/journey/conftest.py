@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
+    from openai import AsyncOpenAI
 
 CARD = {
     "spec": "chara_card_v3",
@@ -63,3 +64,12 @@ async def server(config: Config, backend: PromptedBackend) -> AsyncGenerator[Ser
 def persona() -> str:
     """The id of the card in the data folder."""
     return "tess"
+
+
+@pytest.fixture
+async def openai_client(server: Server) -> AsyncGenerator[AsyncOpenAI, None]:
+    """The official client of the server with the prompted backend."""
+    from openai import AsyncOpenAI
+
+    async with AsyncOpenAI(base_url=server.url + "v1", api_key="any", max_retries=0) as client:
+        yield client

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from structlog.testing import capture_logs
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol as Name
@@ -113,6 +115,25 @@ async def test_huge_frames(server: Server, size: int) -> None:
         with contextlib.suppress(ConnectionClosed):  # the answer may come before the end
             await client.send(ChatOpen(id="r", persona="x" * size))
         assert await client.closed() == 4001
+
+
+@pytest.mark.parametrize(
+    ("size", "code"),
+    [(100_000, 4001), (5_000_000, 4001), (0, 1000)],
+    ids=["ours", "aiohttp", "bye"],
+)
+async def test_log_has_the_close_code(server: Server, size: int, code: int) -> None:
+    """What is logged is the code that the socket was closed with, whoever closed it."""
+    with capture_logs() as logs:
+        async with connected(server.url) as client:
+            [session] = server.parts.sessions
+            if size:
+                with contextlib.suppress(ConnectionClosed):
+                    await client.send(ChatOpen(id="r", persona="x" * size))
+                assert await client.closed() == code
+        async with asyncio.timeout(10):
+            await session.closed.wait()
+    assert [e["code"] for e in logs if e["event"] == "socket_closed"] == [code]
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from typing import TYPE_CHECKING
 from urllib.request import urlopen
 
+import pytest
+
 from backends.scripted import Script, ScriptedBackend
 from gateway.app import Server, serve
 from gateway.config import Config, DataConfig, ServerConfig
+from gateway.errors import StartError
 from gateway.protocol import (
     ChatOpen,
     ChatSnapshot,
@@ -18,8 +22,10 @@ from gateway.protocol import (
     ChatUse,
     ErrorFrame,
     TurnDone,
+    TurnFailed,
     TurnStarted,
 )
+from gateway.terminal import talk
 from gateway.testing import PromptedBackend, connected
 
 if TYPE_CHECKING:
@@ -60,7 +66,10 @@ async def test_a_chat_chooses_its_voice(tmp_path: Path) -> None:
         assert (await bob.until(ChatSnapshot)).backend == ""
         await alice.say(chat, "Who are you?")
         assert (await alice.until(TurnStarted)).backend == "one"
-        assert (await alice.until(TurnDone)).message.text == "I am one."
+        said = (await alice.until(TurnDone)).message
+        assert said.text == "I am one."
+        assert said.stats is not None
+        assert said.stats.backend == "one"
         assert made[1].started == 0
         await bob.send(ChatUse(id="u", chat=chat, backend="two"))
         assert (await bob.until(ChatUpdated, re="u")).backend == "two"
@@ -98,6 +107,11 @@ async def test_open_with_a_voice(tmp_path: Path) -> None:
         assert snapshot.backend == "two"
         await alice.send(ChatUse(id="c", chat=snapshot.chat, backend="three"))
         assert (await alice.until(ErrorFrame, re="c")).code == "unknown_backend"
+        await alice.send(ChatOpen(id="b", persona="maren", backend="two"))
+        assert (await alice.until(ChatSnapshot, re="b")).chat == snapshot.chat
+        await alice.send(ChatOpen(id="b", persona="maren", backend="one"))
+        other = await alice.until(ChatSnapshot, re="b")
+        assert (other.chat == snapshot.chat, other.backend) == (False, "one")
     await server.stop()
 
 
@@ -126,6 +140,63 @@ async def test_list(tmp_path: Path) -> None:
 
     listed = await asyncio.to_thread(get)
     assert isinstance(listed, dict)
-    assert [(b["name"], b["default"]) for b in listed["data"]] == [("one", True), ("two", False)]
+    assert [(b["name"], b["state"], b["default"]) for b in listed["data"]] == [
+        ("one", "ready", True),
+        ("two", "idle", False),
+    ]
     assert made[1].started == 0
+    await server.stop()
+
+
+async def test_a_choice_outlives_its_socket(tmp_path: Path) -> None:
+    """What is on disk and what is in memory agree, also when the socket goes in between."""
+    server, _ = await started(tmp_path, "one", "two")
+    async with connected(server.url) as alice:
+        chat = (await alice.open("maren")).chat
+        await alice.send(ChatUse(id="u", chat=chat, backend="two"))
+        await alice.socket.close()
+    async with connected(server.url) as bob:
+        shown = await bob.subscribe(chat)
+        assert isinstance(shown, ChatSnapshot)
+        stored = await server.parts.history.load(chat)
+        assert stored is not None
+        live = await server.parts.chats.get(chat)
+        assert stored.backend == live.chat.backend
+    await server.stop()
+
+
+async def test_why_a_reply_failed_is_kept(tmp_path: Path) -> None:
+    """The error of a failed turn is in its message, and is still there after a restart."""
+    backend = PromptedBackend()
+    server = await serve(config(tmp_path), backend=backend)
+    async with connected(server.url) as alice:
+        chat = (await alice.open("maren")).chat
+        await alice.say(chat, "Hello?")
+        backend.say("Well")
+        backend.fail()
+        failed = await alice.until(TurnFailed)
+        assert failed.error.code == "crashed"
+        assert failed.message.error == failed.error
+    await server.stop()
+    server = await serve(config(tmp_path), backend=PromptedBackend())
+    async with connected(server.url) as alice:
+        again = await alice.subscribe(chat)
+        assert isinstance(again, ChatSnapshot)
+        assert again.messages[-1] == failed.message
+        assert [m.error for m in again.messages[:-1]] == [None, None]
+    await server.stop()
+
+
+async def test_terminal_chooses(tmp_path: Path) -> None:
+    """`greenroom chat --backend` chooses for a new chat and for a resumed one."""
+    server, _ = await started(tmp_path, "one", "two")
+    keys, screen = io.StringIO("Hello?\n"), io.StringIO()
+    assert await talk(server.url, "maren", "You", backend="two", reading=keys, writing=screen) == 0
+    assert "I am two." in screen.getvalue()
+    [chat] = await server.parts.history.summaries()
+    keys, screen = io.StringIO("And now?\n"), io.StringIO()
+    await talk(server.url, "maren", "You", chat.id, backend="one", reading=keys, writing=screen)
+    assert "I am one." in screen.getvalue()
+    with pytest.raises(StartError, match="no backend 'three'"):
+        await talk(server.url, "maren", "You", chat.id, backend="three", writing=io.StringIO())
     await server.stop()

@@ -104,6 +104,31 @@ def test_system_prompt() -> None:
         assert prompt(persona, chat).messages[0].text.split("\n\n")[0] == expected
 
 
+def test_supplement() -> None:
+    """A client's system prompt takes the place of {{original}}, else follows ours; as it is."""
+    chat = say(START, U, "Hi")
+    ours = prompt(ADA, chat).messages[0].text.split("\n\n")[0]
+    client = "Speak in rhymes, {{char}}."
+    for written, expected in (
+        ("", [ours, client]),
+        ("Be brief, {{char}}.", ["Be brief, Ada.", client]),
+        ("{{ Original }} Be brief.", [f"{client} Be brief."]),
+    ):
+        persona = replace(ADA, system_prompt=written)
+        texts = prompt_texts(persona, chat, client)
+        turn = render(
+            persona,
+            chat,
+            turn_id="t1",
+            tenant="me",
+            sampling=Sampling(),
+            budget=Budget(1000, 50, dict.fromkeys(texts, 1)),
+            supplement=client,
+        )
+        assert turn.messages[0].text.split("\n\n")[: len(expected)] == expected
+        assert turn.messages[0].text.endswith("The scene: Bo visits.")
+
+
 def test_post_history_instructions() -> None:
     """Post-history instructions come last and are not stable."""
     persona = replace(ADA, post_history_instructions="Stay calm, {{char}}. {{original}}")

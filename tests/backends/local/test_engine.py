@@ -1,4 +1,7 @@
-"""The engine speaks as a naive loop does, alone and in company, cold and warm, and frees all."""
+"""The engine speaks as a naive loop does, alone and in company, cold and warm, and frees all.
+
+Longer than our other files: one rig drives every law of the loop.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { INITIAL, reduce } from "../../../gateway/web/store.js";
+import { INITIAL, reduce, voiceOf } from "../../../gateway/web/store.js";
 
 const CHAT = "c1";
 const GREETING = said("m0", "assistant", "Good evening.");
@@ -14,7 +14,7 @@ const ACCEPTED = event("turn.accepted", {
 
 function said(id, role, text, status = "complete") {
   const name = role === "user" ? "You" : "Mara";
-  return { id, role, name, text, turn: null, status, stats: null };
+  return { id, role, name, text, turn: null, status, stats: null, error: null };
 }
 
 function event(t, d, turn = "t1") {
@@ -26,7 +26,7 @@ function delta(off, text) {
 }
 
 function snapshot(messages, live = null) {
-  const d = { persona: { id: "mara", name: "Mara" }, user: "You", messages, live };
+  const d = { persona: { id: "mara", name: "Mara" }, user: "You", backend: "", messages, live };
   return { t: "chat.snapshot", chat: CHAT, epoch: "e", seq: 1, d };
 }
 
@@ -76,11 +76,25 @@ test("a delta that starts behind the known text is a gap, which a snapshot heals
 });
 
 test("a failed turn keeps the partial text and the reason", () => {
-  const message = said("m2", "assistant", "Come", "failed");
   const error = { code: "crashed", message: "the engine died" };
+  const message = { ...said("m2", "assistant", "Come", "failed"), error };
   const state = after(ACCEPTED, delta(0, "Come"), event("turn.failed", { error, message }));
-  assert.deepEqual(state.chat.messages.at(-1), { ...message, error });
+  assert.deepEqual(state.chat.messages.at(-1), message);
   assert.equal(state.chat.live, null);
+});
+
+test("the chosen backend speaks, and the default where none is chosen or it is gone", () => {
+  const backends = [
+    { name: "local", default: true },
+    { name: "remote", default: false },
+  ];
+  assert.equal(voiceOf(INITIAL), null);
+  const unchosen = after({ t: "page.backends", backends });
+  assert.equal(voiceOf(unchosen).name, "local");
+  const chosen = reduce(unchosen, event("chat.updated", { backend: "remote" }));
+  assert.equal(voiceOf(chosen).name, "remote");
+  const gone = reduce(chosen, { t: "page.backends", backends: backends.slice(0, 1) });
+  assert.equal(voiceOf(gone).name, "local");
 });
 
 test("the end of another turn does not end the live one", () => {

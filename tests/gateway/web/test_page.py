@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Locator, Page
+    from playwright.sync_api import Locator, Page, Route
 
     from tests.gateway.web.conftest import Server, Watch
 
@@ -73,7 +73,9 @@ def test_greeting_reply_and_stats(page: Page) -> None:
     stats = last.locator(".stats").inner_text()
     number = r"\d+(\.\d+)?"
     assert re.fullmatch(
-        rf"{number} s to first token · {number} tokens/s · \d+ prompt tokens, none cached", stats
+        rf"{number} s to first token · {number} tokens/s · "
+        r"\d+ prompt tokens, none cached · scripted",
+        stats,
     )
     spoken = last.locator(".text").inner_text()
     signed = last.get_attribute("aria-label")  # a nickname, where the persona has one
@@ -260,7 +262,7 @@ def test_it_can_be_read_and_touched(page: Page, size: tuple[int, int], scheme: s
 
     def look() -> None:
         assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
-        for box in ("#home", "#log"):
+        for box in ("#bar", "#home", "#log"):
             fits = "(element) => element.scrollWidth <= element.clientWidth"
             assert page.locator(box).evaluate(fits)
         assert page.evaluate("probes.poorContrast()") == []
@@ -314,18 +316,55 @@ def test_picker_of_the_voice(page: Page) -> None:
     voices = page.locator("#voices")
     assert voices.locator("option").all_inner_texts() == ["scripted", "remote"]
     assert voices.input_value() == "scripted"
+    assert page.get_by_label("Voice").get_attribute("id") == "voices"
+    line = page.locator("#backend")
+    assert line.get_attribute("data-state") == "ready"
     say(page, "Good evening.")
     page.locator("#stop").wait_for()
     assert voices.is_disabled()
     reply_ends(page, 3)
+    assert page.locator(".spoke").last.inner_text() == " · scripted"
     voices.select_option("remote")
+    voices.locator("option", has_text="remote (down)").wait_for(state="attached")
+    assert line.get_attribute("data-state") == "down"
     say(page, "And who are you?")
     reply_ends(page, 5)
-    assert "cannot reach the server" in page.locator(".message").last.inner_text()
+    mark = page.locator(".message .mark").last
+    failed = mark.inner_text()
+    assert "cannot reach the server" in failed
     page.reload()
     page.locator(".message").nth(4).wait_for()
-    page.wait_for_function("document.querySelector('#voices').value === 'remote'")
+    assert mark.inner_text() == failed
+    voices.locator("[value=remote]:checked").wait_for(state="attached")
     voices.select_option("scripted")
+    page.locator("#backend[data-state=ready]").wait_for()
     say(page, "Come back.")
     last = reply_ends(page, 7)
     assert last.locator(".stats").is_visible()
+
+
+def test_two_pages_share_the_choice(page: Page) -> None:
+    """A choice made in one page shows in the other."""
+    open_chat(page)
+    other = page.context.new_page()
+    other.goto(page.url)
+    other.locator(".message").first.wait_for()
+    page.locator("#voices").select_option("remote")
+    other.locator("#voices [value=remote]:checked").wait_for(state="attached")
+    other.close()
+
+
+def test_one_voice_needs_no_picker(page: Page) -> None:
+    """Where one backend is offered there is no picker, and no reply says who spoke it."""
+
+    def only_the_first(route: Route) -> None:
+        listed = route.fetch().json()
+        route.fulfill(json={"data": listed["data"][:1]})
+
+    page.route("**/v1/backends", only_the_first)
+    page.reload()
+    open_chat(page)
+    say(page, "Good evening.")
+    last = reply_ends(page, 3)
+    assert page.locator("#voice").is_hidden()
+    assert "scripted" not in last.locator(".stats").inner_text()
