@@ -21,7 +21,7 @@ STREAM = {"Content-Type": "text/event-stream"}
 JSON_FAULTS: dict[str, tuple[int, object]] = {
     "context": (400, {"error": {"message": "too long", "code": "context_length_exceeded"}}),
     "context_words": (400, {"error": "This model's maximum context length is 9 tokens"}),
-    "not_context": (500, {"error": {"message": "lost the context of the device"}}),
+    "not_context": (500, {"error": {"message": "the context window closed on us"}}),
     "detail": (422, {"detail": "no such field"}),
     "list": (400, ["what"]),
 }
@@ -115,8 +115,9 @@ class FakeProvider:
         if fault == "wrong_type":
             return web.Response(text="<html>", content_type="text/html")
         if fault == "packed":
-            bomb = gzip.compress(b"data: " + b"x" * (8 << 20))
-            return web.Response(body=bomb, headers=STREAM | {"Content-Encoding": "gzip"})
+            whole = f"data: {json.dumps(delta({'content': 'x'}, 'stop'))}\n\ndata: [DONE]\n\n"
+            packed = gzip.compress(whole.encode())
+            return web.Response(body=packed, headers=STREAM | {"Content-Encoding": "gzip"})
         if fault == "huge_error":
             return web.Response(status=500, body=b"x" * (5 << 20))
         if fault == "slow_start":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from gateway.protocol import (
     ChatSubscribe,
     ChatUpdated,
     ChatUse,
+    CloseCode,
     ErrorFrame,
     TurnDone,
     TurnFailed,
@@ -148,20 +150,35 @@ async def test_list(tmp_path: Path) -> None:
     await server.stop()
 
 
-async def test_a_choice_outlives_its_socket(tmp_path: Path) -> None:
-    """What is on disk and what is in memory agree, also when the socket goes in between."""
+async def test_a_choice_outlives_its_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A socket that is closed while its choice is written does not undo half of it."""
     server, _ = await started(tmp_path, "one", "two")
-    async with connected(server.url) as alice:
+    history = server.parts.history
+    write, writing, gate = history.use, asyncio.Event(), asyncio.Event()
+
+    async def slowly(chat_id: str, backend: str) -> None:
+        writing.set()
+        await gate.wait()
+        await write(chat_id, backend)
+
+    monkeypatch.setattr(history, "use", slowly)
+    async with contextlib.AsyncExitStack() as stack:
+        alice = await stack.enter_async_context(connected(server.url))
+        [session] = server.parts.sessions
+        bob = await stack.enter_async_context(connected(server.url))
         chat = (await alice.open("maren")).chat
+        await bob.subscribe(chat)
         await alice.send(ChatUse(id="u", chat=chat, backend="two"))
-        await alice.socket.close()
-    async with connected(server.url) as bob:
-        shown = await bob.subscribe(chat)
-        assert isinstance(shown, ChatSnapshot)
-        stored = await server.parts.history.load(chat)
+        await writing.wait()
+        session.end(CloseCode.SLOW_READER)
+        await session.closed.wait()
+        gate.set()
+        assert (await bob.until(ChatUpdated)).backend == "two"
+        stored = await history.load(chat)
         assert stored is not None
-        live = await server.parts.chats.get(chat)
-        assert stored.backend == live.chat.backend
+        assert stored.backend == "two"
     await server.stop()
 
 
