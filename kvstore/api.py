@@ -120,7 +120,8 @@ class Block:
     """One stored run of KV.
 
     `token_ids` are the ids of the run (compared on every hit), `payload` the raw bytes exactly as
-    attention reads them: `[layer, k|v, token, kv_head, dim]`, C order.
+    attention reads them: `[layer, k|v, token, kv_head, dim]`, C order. Nobody changes it any more;
+    a memoryview is flat and of format "B".
     """
 
     key: BlockKey
@@ -188,7 +189,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class TierStats:
-    """Counters of one tier since it was opened; bytes are payload bytes."""
+    """Counters of one tier since it was opened; bytes are what it keeps, in its own form."""
 
     name: str
     blocks: int = 0
@@ -232,7 +233,7 @@ class Tier(Protocol):
         ...
 
     def stats(self) -> TierStats:
-        """A snapshot; cheap."""
+        """A snapshot; cheap, and never waits for a write."""
         ...
 
     def close(self) -> None:
@@ -274,9 +275,10 @@ class PrefixStore(Protocol):
         ...
 
     def offer(self, blocks: Sequence[Block]) -> int:
-        """Queues blocks to be stored behind the reply; returns how many were taken.
+        """Keeps blocks in memory now, queues them for the slower tiers; how many were queued.
 
-        A full queue drops and counts.
+        A full queue drops and counts. What a restore uses later and a slower tier lacks, because
+        of that or because it has dropped it since, is queued again.
         """
         ...
 

@@ -2,6 +2,9 @@
 
 Without shares, the many small-window blocks that every turn touches would push out the global
 blocks of everybody else, or the other way round, and a prefix needs both.
+
+Blocks used in one call age from the last to the first: under pressure a chat loses its tail, and
+what is left of it is a shorter prefix, not a tail without a beginning.
 """
 
 from __future__ import annotations
@@ -62,14 +65,16 @@ class HostTier:
 
     def get(self, keys: Sequence[BlockKey]) -> list[Block | None]:
         with self._lock:
-            found = [self._touch(key) for key in keys]
+            found = [self._touch(key) for key in reversed(keys)][::-1]
             hits = sum(block is not None for block in found)
             self._count(hits=hits, misses=len(keys) - hits)
             return found
 
     def put(self, blocks: Sequence[Block]) -> int:
         with self._lock:
-            return sum(self._put(block) for block in blocks)
+            for block in reversed(blocks):
+                self._put(block)
+            return sum(block.key in self._held.get(block.key.group, ()) for block in blocks)
 
     def held(self) -> list[BlockKey]:
         with self._lock:
@@ -99,22 +104,21 @@ class HostTier:
         group.move_to_end(key)
         return group[key]
 
-    def _put(self, block: Block) -> bool:
+    def _put(self, block: Block) -> None:
         key, size = block.key, len(block.payload)
         group = self._held.get(key.group)
         if group is None or self._closed or size > self._room[key.group]:
             self._count(refused=1)
-            return False
+            return
         if key in group:
             group.move_to_end(key)
-            return True
+            return
         while self._bytes[key.group] + size > self._room[key.group]:
             self._drop(next(iter(group)))
             self._count(evicted=1)
         group[key] = block
         self._bytes[key.group] += size
         self._count(stored=1)
-        return True
 
     def _drop(self, key: BlockKey) -> None:
         group = self._held.get(key.group)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import sys
 from array import array
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from kvstore.api import PrefixKey
@@ -57,9 +56,8 @@ class TokenChain:
     def extend(self, tokens: Iterable[int]) -> None:
         """Appends `k` tokens in O(k). Raises `OverflowError` for an id outside 32 bits."""
         more = array("I", tokens).tolist()
-        base = self._base
-        last = self._rolling.pop()
-        self._rolling += accumulate(more, lambda r, t: (r * base + t + 1) % MODULUS, initial=last)
+        base, r = self._base, self._rolling[-1]
+        self._rolling += [r := (r * base + token + 1) % MODULUS for token in more]
         self._tokens.extend(more)
         while len(self._digests) * self._block <= len(self._tokens):
             end = len(self._digests) * self._block

@@ -2,15 +2,17 @@
 
     offset  size  what
     0       4     b"GRKV"
-    4       2     format version (1)
+    4       2     format version (2)
     6       2     header length h
     8       4     CRC-32 of the header
-    12      h     header: a msgpack array, see `_Header`
+    12      h     header: a msgpack array [key, ids, payload length, CRC-32 of the payload]
     ..            zeros up to a multiple of 64
     ..            payload
 
-Integers are little-endian. Any damaged byte is found: the header by its CRC, the padding by being
-zero, the payload by its sum, everything by its exact length.
+Integers are little-endian. Any damage is found: the header and the payload by their CRC, the
+padding by being zero, everything by its exact length. CRC-32 because it misses no burst and is the
+fastest here that sees every bit alike: 2.1 to 3.3 GB/s, SHA-256 1.6, BLAKE2b 0.7. A weighted sum of
+64-bit words in numpy runs at 7 GB/s, but two flipped top bits cancel in it.
 """
 
 from __future__ import annotations
@@ -24,15 +26,14 @@ import numpy as np
 from kvstore.api import Block, BlockKey, PrefixKey
 from kvstore.errors import RecordDamaged
 
-__all__ = ["VERSION", "decode", "decode_key", "encode", "encode_key", "payload_sum"]
+__all__ = ["VERSION", "decode", "decode_key", "encode", "encode_head", "encode_key"]
 
 MAGIC = b"GRKV"
-VERSION = 1
+VERSION = 2
 ALIGN = 64
 MAX_TOKENS = 4096
 _PREAMBLE = struct.Struct("<4sHHI")
 _KEY = struct.Struct(">16sIIBQ16s")
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def encode_key(key: BlockKey) -> bytes:
@@ -54,47 +55,18 @@ def decode_key(raw: bytes) -> BlockKey:
     return BlockKey(PrefixKey(space, digest, length, rolling), start, group)
 
 
-def payload_sum(payload: bytes | memoryview) -> int:
-    """Weighted sum of the payload's 64-bit words, modulo 2**64: sum((2i + 1) * G * word[i]).
-
-    The payload is zero-padded to whole words; G is 0x9E3779B97F4A7C15. Odd weights make every
-    single-word change visible; position-dependent ones make swaps visible. About ten times as fast
-    here as CRC-32, near the speed of memory.
-    """
-    view = memoryview(payload).cast("B")
-    whole = len(view) // 8 * 8
-    words = np.frombuffer(view[:whole], "<u8")
-    weights = _weights(len(words))
-    total = int(np.dot(words, weights)) if len(words) else 0
-    if whole < len(view):
-        last = int.from_bytes(view[whole:], "little")
-        total += last * ((2 * len(words) + 1) * int(_GOLDEN))
-    return total % (1 << 64)
-
-
-_cached_weights = np.empty(0, np.uint64)
-
-
-def _weights(count: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
-    # Grown once to the largest block seen; a pure function's cache, so a race is harmless.
-    global _cached_weights
-    if len(_cached_weights) < count:
-        _cached_weights = (
-            np.arange(count, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-        ) * _GOLDEN
-    return _cached_weights[:count]
+def encode_head(block: Block) -> bytes:
+    """What stands before the payload in the record of a block: a multiple of 64 bytes."""
+    ids = np.asarray(block.token_ids, "<u4").tobytes()
+    payload = block.payload
+    header = msgpack.packb([encode_key(block.key), ids, len(payload), zlib.crc32(payload)])
+    preamble = _PREAMBLE.pack(MAGIC, VERSION, len(header), zlib.crc32(header))
+    return b"".join((preamble, header, bytes(-(len(preamble) + len(header)) % ALIGN)))
 
 
 def encode(block: Block) -> bytes:
     """The record of a block."""
-    ids = np.asarray(block.token_ids, "<u4").tobytes()
-    payload = memoryview(block.payload).cast("B")
-    header = msgpack.packb(
-        [encode_key(block.key), ids, len(payload), payload_sum(payload)], use_bin_type=True
-    )
-    preamble = _PREAMBLE.pack(MAGIC, VERSION, len(header), zlib.crc32(header))
-    padding = bytes(-(len(preamble) + len(header)) % ALIGN)
-    return b"".join((preamble, header, padding, payload))
+    return b"".join((encode_head(block), block.payload))
 
 
 def decode(record: bytes | memoryview) -> Block:
@@ -109,7 +81,7 @@ def decode(record: bytes | memoryview) -> Block:
     if len(header) != header_length or zlib.crc32(header) != crc:
         raise RecordDamaged("header does not match its checksum")
     try:
-        raw_key, raw_ids, length, expected = msgpack.unpackb(header, raw=False, max_ext_len=0)
+        raw_key, raw_ids, length, expected = msgpack.unpackb(header, max_ext_len=0)
         key = decode_key(raw_key)
         ids = tuple(np.frombuffer(raw_ids, "<u4").tolist())
     except (ValueError, TypeError, msgpack.UnpackException) as error:
@@ -117,9 +89,9 @@ def decode(record: bytes | memoryview) -> Block:
     start = -(-(_PREAMBLE.size + header_length) // ALIGN) * ALIGN
     if any(view[_PREAMBLE.size + header_length : start]):
         raise RecordDamaged("padding is not zero")
-    if len(view) != start + length or len(ids) != key.tokens:
-        raise RecordDamaged(f"record of {len(view)} bytes, {len(ids)} ids")
     payload = bytes(view[start:])
-    if payload_sum(payload) != expected:
-        raise RecordDamaged("payload does not match its sum")
+    if len(view) < start or len(payload) != length or len(ids) != key.tokens:
+        raise RecordDamaged(f"record of {len(view)} bytes, {len(ids)} ids")
+    if zlib.crc32(payload) != expected:
+        raise RecordDamaged("payload does not match its checksum")
     return Block(key, ids, payload)

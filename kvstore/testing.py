@@ -1,4 +1,4 @@
-"""The conformance suite of `kvstore.api.Tier`, and tiers that fail. It ships with the package.
+"""For tests of tiers and stores: a conformance suite, toy blocks, tiers that fail. It ships.
 
 An implementation's test file subclasses `TierContract` and gives a `tier` fixture with room for at
 least sixteen of the blocks that `block` makes.
@@ -16,9 +16,23 @@ from kvstore.keys import TokenChain
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from kvstore.api import Tier
+    from kvstore.api import Loaded, Match, PrefixStore, Ticket, Tier
 
-__all__ = ["LAYOUT", "FailingTier", "SlowTier", "TierContract", "block", "blocks", "chain"]
+__all__ = [
+    "LAYOUT",
+    "FailingTier",
+    "GatedTier",
+    "SlowTier",
+    "TierContract",
+    "block",
+    "blocks",
+    "bring",
+    "chain",
+    "check",
+    "keep",
+    "settle",
+    "wait_for",
+]
 
 LAYOUT = Layout((Group(0, (5,), None, 16), Group(1, (0, 1, 2), 12, 48)), block_tokens=8)
 """A small hybrid model: one global layer, three local ones with a window of 12 tokens."""
@@ -46,6 +60,51 @@ def blocks(of: TokenChain, layout: Layout = LAYOUT) -> list[Block]:
         for g in layout.groups
         for s in range(0, length, step)
     ]
+
+
+def keep(store: PrefixStore, of: TokenChain, length: int, layout: Layout = LAYOUT) -> int:
+    """Offers what the prefix needs and the store lacks."""
+    keys = store.missing(of, length)
+    return store.offer([block(key, of, layout) for key in keys])
+
+
+def bring(store: PrefixStore, of: TokenChain, match: Match | None = None) -> Loaded:
+    """Loads a match and waits for it."""
+    return wait_for(store, store.load(match or store.match(of), of))
+
+
+def wait_for(store: PrefixStore, ticket: Ticket) -> Loaded:
+    """The end of the one restore that is on its way."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        for loaded in store.poll():
+            assert loaded.ticket == ticket
+            return loaded
+        time.sleep(0.001)
+    raise TimeoutError("the load did not end")
+
+
+def settle(store: PrefixStore) -> None:
+    """Waits until nothing is queued behind the reply."""
+    deadline = time.monotonic() + 10
+    while store.stats().queued_bytes and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert store.stats().queued_bytes == 0
+
+
+def check(loaded: Loaded, of: TokenChain, layout: Layout = LAYOUT) -> None:
+    """The blocks are exactly those that the prefix needs, each with its one right payload."""
+    length = loaded.match.length
+    assert tuple(b.key for b in loaded.blocks) == loaded.match.blocks
+    for b in loaded.blocks:
+        assert b == block(b.key, of, layout)
+    needed = [
+        (g.id, s)
+        for g in (layout.groups if length else ())
+        for s in range(layout.first_needed(g, length), length, layout.block_tokens)
+    ]
+    assert [(b.key.group, b.key.start) for b in loaded.blocks] == needed
+    assert sum(n for _, n in loaded.match.by_tier) == length
 
 
 class TierContract:
@@ -133,7 +192,7 @@ class TierContract:
 
 
 class FailingTier:
-    """Wraps a tier; while `broken`, every call raises `OSError`."""
+    """Wraps a tier; while `broken`, get, put and discard raise `OSError` and the index answers."""
 
     def __init__(self, tier: Tier) -> None:
         self.name = tier.name
@@ -168,7 +227,7 @@ class FailingTier:
 
 
 class SlowTier(FailingTier):
-    """Wraps a tier; every get and put takes `seconds` longer."""
+    """Wraps a tier that may also be broken; every get and put takes `seconds` longer."""
 
     def __init__(self, tier: Tier, seconds: float) -> None:
         super().__init__(tier)
@@ -180,4 +239,21 @@ class SlowTier(FailingTier):
 
     def put(self, blocks: Sequence[Block]) -> int:
         time.sleep(self.seconds)
+        return super().put(blocks)
+
+
+class GatedTier(FailingTier):
+    """Wraps a tier; get and put wait, for ten seconds at most, while `gate` is not set."""
+
+    def __init__(self, tier: Tier) -> None:
+        super().__init__(tier)
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def get(self, keys: Sequence[BlockKey]) -> list[Block | None]:
+        assert self.gate.wait(10)
+        return super().get(keys)
+
+    def put(self, blocks: Sequence[Block]) -> int:
+        assert self.gate.wait(10)
         return super().put(blocks)

@@ -14,7 +14,7 @@ import itertools
 import queue
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -22,7 +22,7 @@ import structlog
 from kvstore.api import BlockKey, Loaded, Match, StoreStats, Ticket
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from kvstore.api import Block, Chain, Group, Layout, PrefixKey, Tier
 
@@ -35,55 +35,73 @@ QUEUE_BYTES = 256 << 20
 CLOSE_SECONDS = 10.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Gap:
+    """A block that no tier holds: no prefix of `below` tokens or more can be restored."""
+
+    group: Group
+    below: int
+
+
+@dataclass(slots=True)
+class _Trouble:
+    """What one load has found to be unusable: tiers that failed, blocks that were not right."""
+
+    tiers: set[int] = field(default_factory=set)
+    keys: set[BlockKey] = field(default_factory=set)
+
+
 class TieredStore:
-    """Implements `kvstore.api.PrefixStore` over `tiers`, fastest first; owns and closes them."""
+    """Implements `kvstore.api.PrefixStore` over `tiers`, fastest first; owns and closes them.
+
+    The first tier is memory: it is written on the caller's thread. The others are written by a
+    thread of this store, from a queue of at most `queue_bytes`.
+    """
 
     def __init__(
-        self, layout: Layout, tiers: Sequence[Tier], *, queue_bytes: int = QUEUE_BYTES
+        self,
+        layout: Layout,
+        tiers: Sequence[Tier],
+        *,
+        queue_bytes: int = QUEUE_BYTES,
+        close_seconds: float = CLOSE_SECONDS,
     ) -> None:
         self._layout = layout
         self._tiers = tuple(tiers)
         self._queue_bytes = queue_bytes
-        self._lock = threading.Lock()  # guards the four below
+        self._close_seconds = close_seconds
+        # The likeliest gap first: windows are evicted more often than what everybody shares.
+        self._windows_first = sorted(layout.groups, key=lambda g: g.window is None)
+        self._bytes_per_token = {g.id: g.bytes_per_token for g in layout.groups}
+        self._lock = threading.Lock()  # guards the next eight
         self._ends: dict[int, set[PrefixKey]] = {}
         self._known = 0
-        self._queued = 0
+        self._fresh: set[PrefixKey] = set()  # learned since the last rebuild began
+        self._rebuild_at = 0
+        self._pending: set[BlockKey] = set()  # queued or being written
+        self._queued = 0  # their bytes
         self._dropped = 0
         self._offered = 0
         self._closed = False
+        self._abandoned = False
         self._tickets = itertools.count(1)
         self._done: queue.SimpleQueue[Loaded] = queue.SimpleQueue()
+        self._loads: queue.SimpleQueue[tuple[Ticket, Match, Chain] | None] = queue.SimpleQueue()
         self._writes: queue.SimpleQueue[Block | None] = queue.SimpleQueue()
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="kv-reader")
+        self._reader = threading.Thread(target=self._read_ahead, name="kv-reader", daemon=True)
         self._writer = threading.Thread(target=self._write_behind, name="kv-writer", daemon=True)
         self._rebuild_ends()
+        self._reader.start()
         self._writer.start()
 
     def match(self, chain: Chain) -> Match:
         """The longest restorable prefix; see `kvstore.api.PrefixStore`."""
-        miss = ""
-        with self._lock:
-            candidates = [
-                (length, ends)
-                for length in range(len(chain.tokens), 0, -1)
-                if (ends := self._ends.get(chain.rolling(length)))
-            ]
-            # Snapshots: tiers are asked outside the lock.
-            candidates = [(length, set(ends)) for length, ends in candidates]
-        for length, ends in candidates:
-            key = chain.key(length)
-            if key not in ends:
-                continue  # another prefix with the same rolling value
-            plan, lacking = self._plan(chain, length)
-            if lacking is None:
-                return Match(length, tuple(b for b, _ in plan), self._by_tier(plan, length), miss)
-            miss = miss or ("evicted" if lacking.window is None else "window_evicted")
-        return Match(0, miss=miss or ("cold" if len(chain.tokens) else ""))
+        return self._match(chain, _Trouble())
 
     def load(self, match: Match, chain: Chain) -> Ticket:
         """Starts a restore; see `kvstore.api.PrefixStore`."""
         ticket = Ticket(next(self._tickets))
-        self._reader.submit(self._load, ticket, match, chain)
+        self._loads.put((ticket, match, chain))
         return ticket
 
     def poll(self) -> list[Loaded]:
@@ -100,8 +118,8 @@ class TieredStore:
         return [
             key
             for group in self._layout.groups
-            for key in self._needed(chain, length, group)
-            if self._tier_of(key) is None
+            for start in self._starts(group, length)
+            if self._tier_of(key := self._key(chain, group, start, length)) is None
         ]
 
     def offer(self, blocks: Sequence[Block]) -> int:
@@ -111,21 +129,11 @@ class TieredStore:
             if self._closed:
                 self._dropped += len(blocks)
                 return 0
-            taken = []
-            for block in blocks:
-                if self._queued + len(block.payload) > self._queue_bytes:
-                    self._dropped += 1
-                    continue
-                self._queued += len(block.payload)
-                taken.append(block)
-        if taken:
-            self._tiers[0].put(taken)
+        self._keep(blocks)
         with self._lock:
-            for block in taken:
+            for block in blocks:
                 self._learn(block.key.prefix)
-        for block in taken:
-            self._writes.put(block)
-        return len(taken)
+        return self._enqueue(blocks)
 
     def stats(self) -> StoreStats:
         """A snapshot."""
@@ -139,41 +147,81 @@ class TieredStore:
             if self._closed:
                 return
             self._closed = True
-        self._reader.shutdown(wait=True, cancel_futures=True)
-        self._writes.put(None)
-        self._writer.join(CLOSE_SECONDS)
-        if self._writer.is_alive():
-            log.warning("kv_writes_abandoned", queued_bytes=self._queued)
+        deadline = time.monotonic() + self._close_seconds
+        for thread, orders in ((self._reader, self._loads), (self._writer, self._writes)):
+            orders.put(None)
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self._abandoned = True
+        if self._reader.is_alive() or self._writer.is_alive():
+            # A tier that hangs would hang in its close as well; the process is about to end.
+            log.warning("kv_close_abandoned", queued_bytes=self._queued)
+            return
         for tier in self._tiers:
             tier.close()
 
-    def _needed(self, chain: Chain, length: int, group: Group) -> list[BlockKey]:
-        step = self._layout.block_tokens
-        starts = range(self._layout.first_needed(group, length), length, step)
-        return [BlockKey(chain.key(min(s + step, length)), s, group.id) for s in starts]
+    def _match(self, chain: Chain, trouble: _Trouble) -> Match:
+        # No lock: the dictionary is replaced as a whole, and a single look-up is atomic.
+        ends = self._ends
+        total = len(chain.tokens)
+        below = total + 1
+        miss = ""
+        for length in range(total, 0, -1):
+            if length >= below or (known := ends.get(chain.rolling(length))) is None:
+                continue
+            if chain.key(length) not in known:
+                continue  # another prefix with the same rolling value
+            plan = self._plan(chain, length, trouble)
+            if not isinstance(plan, _Gap):
+                return Match(length, tuple(plan), self._by_tier(plan, length), miss)
+            below = plan.below
+            miss = miss or ("evicted" if plan.group.window is None else "window_evicted")
+        return Match(0, miss=miss or ("cold" if total else ""))
 
-    def _plan(self, chain: Chain, length: int) -> tuple[list[tuple[BlockKey, int]], Group | None]:
-        """The blocks of a prefix with their tiers, or the first group that lacks one."""
-        plan: list[tuple[BlockKey, int]] = []
-        for group in self._layout.groups:
-            for key in self._needed(chain, length, group):
-                tier = self._tier_of(key)
-                if tier is None:
-                    return plan, group
-                plan.append((key, tier))
-        return plan, None
+    def _plan(self, chain: Chain, length: int, trouble: _Trouble) -> dict[BlockKey, int] | _Gap:
+        """The blocks of a prefix with their tiers, in order, or a block that is not there.
 
-    def _tier_of(self, key: BlockKey) -> int | None:
+        Looks where a gap is likeliest, and cheapest to find, first: most candidates fail.
+        """
+        floor = length - length % self._layout.block_tokens
+        plan: dict[BlockKey, int] = {}
+        for group, start in self._likeliest_gaps(length, floor):
+            key = self._key(chain, group, start, length)
+            tier = self._tier_of(key, trouble)
+            if tier is None:
+                # A shorter prefix down to the end of a whole block needs that block as well.
+                return _Gap(group, key.prefix.length)
+            plan[key] = tier
+        return dict(sorted(plan.items(), key=lambda kt: (kt[0].group, kt[0].start)))
+
+    def _likeliest_gaps(self, length: int, floor: int) -> Iterator[tuple[Group, int]]:
+        if floor < length:
+            for group in self._windows_first:
+                yield group, floor
+        for group in self._windows_first:
+            for start in self._starts(group, floor, self._layout.first_needed(group, length)):
+                yield group, start
+
+    def _starts(self, group: Group, length: int, first: int | None = None) -> range:
+        """Where the blocks of a prefix of `length` tokens start, from `first` or the needed one."""
+        if first is None:
+            first = self._layout.first_needed(group, length)
+        return range(first, length, self._layout.block_tokens)
+
+    def _key(self, chain: Chain, group: Group, start: int, length: int) -> BlockKey:
+        end = min(start + self._layout.block_tokens, length)
+        return BlockKey(chain.key(end), start, group.id)
+
+    def _tier_of(self, key: BlockKey, trouble: _Trouble | None = None) -> int | None:
+        if trouble and key in trouble.keys:
+            return None
         for index, tier in enumerate(self._tiers):
-            if tier.leading([key]):
+            if not (trouble and index in trouble.tiers) and tier.leading([key]):
                 return index
         return None
 
-    def _by_tier(
-        self, plan: Sequence[tuple[BlockKey, int]], length: int
-    ) -> tuple[tuple[str, int], ...]:
+    def _by_tier(self, plan: dict[BlockKey, int], length: int) -> tuple[tuple[str, int], ...]:
         slowest: dict[int, int] = {}
-        for key, tier in plan:
+        for key, tier in plan.items():
             slowest[key.start] = max(tier, slowest.get(key.start, 0))
         counts = [0] * len(self._tiers)
         step = self._layout.block_tokens
@@ -183,64 +231,116 @@ class TieredStore:
         counts[0] += length - sum(counts)
         return tuple((t.name, n) for t, n in zip(self._tiers, counts, strict=True) if n)
 
-    def _load(self, ticket: Ticket, match: Match, chain: Chain) -> None:
-        began = time.perf_counter()
-        blocks: tuple[Block, ...] = ()
-        damaged = False
-        try:
-            while match.length:
-                found = self._fetch(match.blocks)
-                bad = [k for k, b in found.items() if b is None or not self._is_right(b, chain)]
-                if not bad:
-                    blocks = tuple(b for b in found.values() if b is not None)
-                    break
-                damaged = True
-                for tier in self._tiers:
-                    tier.discard(bad)
-                match = self.match(chain)
-        except Exception:
-            # A cache may not end a reply, whatever a tier does.
-            log.exception("kv_load_failed")
-            match, damaged = Match(0), True
-        if damaged:
-            match = Match(match.length, match.blocks, match.by_tier, "damaged")
-        elapsed = (time.perf_counter() - began) * 1e3
-        self._done.put(Loaded(ticket, match, blocks, elapsed))
+    def _read_ahead(self) -> None:
+        while (order := self._loads.get()) is not None and not self._closed:
+            ticket, match, chain = order
+            began = time.perf_counter()
+            try:
+                match, blocks = self._load(match, chain)
+            except Exception:
+                # A cache may not end a reply, whatever a tier does.
+                log.exception("kv_load_failed")
+                match, blocks = Match(0, miss="damaged"), ()
+            elapsed = (time.perf_counter() - began) * 1e3
+            self._enqueue([b for b in blocks if self._lacks(b.key)])
+            self._done.put(Loaded(ticket, match, blocks, elapsed))
 
-    def _fetch(self, keys: Sequence[BlockKey]) -> dict[BlockKey, Block | None]:
-        found: dict[BlockKey, Block | None] = dict.fromkeys(keys)
+    def _load(self, match: Match, chain: Chain) -> tuple[Match, tuple[Block, ...]]:
+        """Brings the match, or the longest prefix that can be had; says what it brought."""
+        trouble = _Trouble()
+        have: dict[BlockKey, tuple[Block, int]] = {}
+        while lacking := [key for key in match.blocks if key not in have]:
+            have |= self._fetch(lacking, chain, trouble)
+            bad = [key for key in lacking if key not in have]
+            if not bad:
+                break
+            trouble.keys.update(bad)
+            match = replace(self._match(chain, trouble), miss="damaged")
+        plan = {key: have[key][1] for key in match.blocks}
+        match = replace(match, by_tier=self._by_tier(plan, match.length))
+        return match, tuple(have[key][0] for key in match.blocks)
+
+    def _fetch(
+        self, keys: Sequence[BlockKey], chain: Chain, trouble: _Trouble
+    ) -> dict[BlockKey, tuple[Block, int]]:
+        """The right blocks among what the tiers give, with the tier each came from."""
+        have: dict[BlockKey, tuple[Block, int]] = {}
         for index, tier in enumerate(self._tiers):
-            wanted = [key for key, block in found.items() if block is None]
-            got = [b for b in tier.get(wanted) if b is not None] if wanted else []
-            found |= {block.key: block for block in got}
-            if index and got:
-                self._tiers[0].put(got)
-        return found
+            wanted = [key for key in keys if key not in have]
+            if not wanted or index in trouble.tiers:
+                continue
+            try:
+                got = dict(zip(wanted, tier.get(wanted), strict=True))
+                right = {k: b for k, b in got.items() if b and self._is_right(k, b, chain)}
+                if wrong := [key for key in wanted if got[key] and key not in right]:
+                    tier.discard(wrong)
+            except Exception:
+                log.exception("kv_read_failed", tier=tier.name)
+                trouble.tiers.add(index)
+                continue
+            have |= {key: (block, index) for key, block in right.items()}
+            if index and right:
+                self._keep(tuple(right.values()))
+        return have
 
-    def _is_right(self, block: Block, chain: Chain) -> bool:
-        key = block.key
-        size = next(g.bytes_per_token for g in self._layout.groups if g.id == key.group)
+    def _is_right(self, key: BlockKey, block: Block, chain: Chain) -> bool:
         ids = tuple(chain.tokens[key.start : key.prefix.length])
-        return block.token_ids == ids and len(block.payload) == key.tokens * size
+        size = key.tokens * self._bytes_per_token[key.group]
+        return block.key == key and block.token_ids == ids and len(block.payload) == size
+
+    def _lacks(self, key: BlockKey) -> bool:
+        """Whether a slower tier lacks this block: it was full, or has dropped it since."""
+        return any(not tier.leading([key]) for tier in self._tiers[1:])
+
+    def _keep(self, blocks: Sequence[Block]) -> None:
+        try:
+            self._tiers[0].put(blocks)
+        except Exception:
+            log.exception("kv_write_failed", tier=self._tiers[0].name)
+
+    def _enqueue(self, blocks: Iterable[Block]) -> int:
+        """Queues what fits for the slower tiers; says how many are queued now."""
+        queued = 0
+        for block in blocks:
+            size = len(block.payload)
+            with self._lock:
+                if block.key in self._pending:
+                    queued += 1
+                    continue
+                if self._queued + size > self._queue_bytes:
+                    self._dropped += 1
+                    continue
+                self._pending.add(block.key)
+                self._queued += size
+            self._writes.put(block)
+            queued += 1
+        return queued
 
     def _learn(self, prefix: PrefixKey) -> None:
+        self._fresh.add(prefix)
         ends = self._ends.setdefault(prefix.rolling, set())
         self._known += prefix not in ends
         ends.add(prefix)
 
     def _rebuild_ends(self) -> None:
         """Forgets the ends of blocks that every tier has evicted."""
+        with self._lock:
+            self._fresh = set()
         held = {key.prefix for tier in self._tiers for key in tier.held()}
         with self._lock:
-            self._ends = {}
-            self._known = 0
+            # What was learned meanwhile may have come to a tier after it was asked, and what is
+            # queued will.
+            held |= self._fresh | {key.prefix for key in self._pending}
+            ends: dict[int, set[PrefixKey]] = {}
             for prefix in held:
-                self._learn(prefix)
+                ends.setdefault(prefix.rolling, set()).add(prefix)
+            self._ends = ends
+            self._known = len(held)
             self._rebuild_at = 2 * self._known + 4096
 
     def _write_behind(self) -> None:
         ended = False
-        while not ended:
+        while not ended and not self._abandoned:
             batch: list[Block] = []
             size = 0
             block = self._writes.get()
@@ -257,6 +357,7 @@ class TieredStore:
                 except Exception:
                     log.exception("kv_write_failed", tier=tier.name)
             with self._lock:
+                self._pending.difference_update(block.key for block in batch)
                 self._queued -= size
                 stale = self._known > self._rebuild_at
             if stale:

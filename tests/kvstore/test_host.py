@@ -33,11 +33,30 @@ def test_least_recently_used_goes_first() -> None:
     size = len(mine[0].payload)
     room = next(n for n in range(10_000) if group_shares(LAYOUT, n)[0] >= 3 * size)
     tier = HostTier(LAYOUT, room)
-    tier.put(mine[:3])
+    for each in mine[:3]:
+        tier.put([each])
     tier.get([mine[0].key])
     tier.put([mine[3]])
     assert set(tier.held()) == {mine[0].key, mine[2].key, mine[3].key}
     assert tier.stats().evicted == 1
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_chat_loses_its_tail_first(used: bool) -> None:
+    """Blocks that were put or used together go from the last to the first: no gap in front."""
+    tier = HostTier(LAYOUT, 1000)
+    mine = [b for b in blocks(chain(range(40))) if b.key.group == 0]
+    keys = [b.key for b in mine]
+    tier.put(mine)
+    if used:
+        tier.put(blocks(chain(range(70, 78))))
+        assert tier.get(keys) == mine
+    left = len(keys)
+    for n in range(100, 200):
+        tier.put([b for b in blocks(chain([n])) if b.key.group == 0])
+        assert tier.leading(keys) == sum(key in tier.held() for key in keys)
+        left = min(left, tier.leading(keys))
+    assert left == 0
 
 
 def test_groups_do_not_push_each_other_out() -> None:

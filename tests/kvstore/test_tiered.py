@@ -1,8 +1,10 @@
-"""Tiers in a row: the longest restorable prefix, always right, whatever the tiers do."""
+"""Tiers in a row: the longest restorable prefix, always right, whatever the tiers do.
+
+Longer than our other files: one set of helpers tries every way a prefix can be lost.
+"""
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,62 +13,27 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from kvstore.api import Block, BlockKey, Group, Layout, Loaded, Match
+from kvstore.api import BlockKey, Group, Layout, Match
 from kvstore.disk import DiskTier
 from kvstore.host import HostTier
-from kvstore.keys import TokenChain
 from kvstore.null import NullStore
-from kvstore.testing import LAYOUT, FailingTier, SlowTier, block, chain
+from kvstore.testing import (
+    LAYOUT,
+    FailingTier,
+    bring,
+    chain,
+    check,
+    keep,
+)
 from kvstore.tiered import TieredStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from kvstore.api import PrefixStore, Tier
+    from kvstore.api import Tier
 
 ROOM = 1 << 20
-
-
-def keep(store: PrefixStore, of: TokenChain, length: int, layout: Layout = LAYOUT) -> int:
-    """Offers what the prefix needs and the store lacks."""
-    keys = store.missing(of, length)
-    return store.offer([block(key, of, layout) for key in keys])
-
-
-def bring(store: PrefixStore, of: TokenChain, match: Match | None = None) -> Loaded:
-    """Loads a match and waits for it."""
-    ticket = store.load(match or store.match(of), of)
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        for loaded in store.poll():
-            assert loaded.ticket == ticket
-            return loaded
-        time.sleep(0.001)
-    raise TimeoutError("the load did not end")
-
-
-def settle(store: TieredStore) -> None:
-    """Waits until nothing is queued behind the reply."""
-    deadline = time.monotonic() + 10
-    while store.stats().queued_bytes and time.monotonic() < deadline:
-        time.sleep(0.001)
-    assert store.stats().queued_bytes == 0
-
-
-def check(loaded: Loaded, of: TokenChain, layout: Layout = LAYOUT) -> None:
-    """The blocks are exactly those that the prefix needs, each with its one right payload."""
-    length = loaded.match.length
-    assert tuple(b.key for b in loaded.blocks) == loaded.match.blocks
-    for b in loaded.blocks:
-        assert b == block(b.key, of, layout)
-    needed = [
-        (g.id, s)
-        for g in (layout.groups if length else ())
-        for s in range(layout.first_needed(g, length), length, layout.block_tokens)
-    ]
-    assert [(b.key.group, b.key.start) for b in loaded.blocks] == needed
-    assert sum(n for _, n in loaded.match.by_tier) == length
 
 
 @pytest.fixture
@@ -127,40 +94,6 @@ def test_shared_prefix_is_stored_once(store: TieredStore) -> None:
     assert store.match(chain([*persona, 300])).length == 32
 
 
-def test_colliding_rolling_values(monkeypatch: pytest.MonkeyPatch, store: TieredStore) -> None:
-    """With every rolling value forged to be equal, only right prefixes are served."""
-    monkeypatch.setattr(TokenChain, "rolling", lambda self, length: 1)
-    real = TokenChain.key
-    monkeypatch.setattr(
-        TokenChain, "key", lambda self, length: replace(real(self, length), rolling=1)
-    )
-    mine, other = chain(range(20)), chain(range(100, 120))
-    keep(store, mine, 20)
-    assert store.match(other).length == 0
-    keep(store, other, 20)
-    check(bring(store, other), other)
-    check(bring(store, mine), mine)
-
-
-def test_forged_block_is_refused() -> None:
-    """A block whose token ids are not the chain's is a miss, is forgotten, and counts as damage."""
-    host = HostTier(LAYOUT, ROOM)
-    store = TieredStore(LAYOUT, [host])
-    mine = chain(range(20))
-    keep(store, mine, 8)
-    keep(store, mine, 20)
-    victim = next(k for k in host.held() if k.group == 0 and k.start == 8)
-    good = block(victim, mine)
-    host.discard([victim])
-    host.put([Block(victim, tuple(range(900, 900 + victim.tokens)), good.payload)])
-    loaded = bring(store, mine)
-    check(loaded, mine)
-    assert loaded.match.miss == "damaged"
-    assert loaded.match.length == 8
-    assert victim not in host.held()
-    store.close()
-
-
 def test_disk_outlives_the_store(tmp_path: Path) -> None:
     """A new store on the same folder serves the whole prefix from disk, then from host."""
     mine = chain(range(45))
@@ -174,51 +107,32 @@ def test_disk_outlives_the_store(tmp_path: Path) -> None:
     second.close()
 
 
-def test_broken_tier_is_a_miss(tmp_path: Path) -> None:
-    """A tier that raises costs its blocks and nothing else."""
-    disk = FailingTier(DiskTier(tmp_path, ROOM))
-    host = HostTier(LAYOUT, ROOM)
-    store = TieredStore(LAYOUT, [host, disk])
-    mine = chain(range(30))
-    keep(store, mine, 30)
-    settle(store)
-    host.discard(host.held())
-    disk.broken = True
-    loaded = bring(store, mine)
-    assert (loaded.match.length, loaded.match.miss, loaded.blocks) == (0, "damaged", ())
-    other = chain(range(60, 90))
-    keep(store, other, 30)
-    check(bring(store, other), other)
-    store.close()
+def test_a_gap_is_found_in_few_lookups() -> None:
+    """A long chat without its windows, or without its tails, costs no look-up per block pair."""
 
+    class Counting(HostTier):
+        asked = 0
 
-def test_full_queue_drops_and_counts(tmp_path: Path) -> None:
-    """A queue that is full drops what is offered, counts it, and never blocks the caller."""
-    slow = SlowTier(DiskTier(tmp_path, ROOM), 0.2)
-    store = TieredStore(LAYOUT, [HostTier(LAYOUT, ROOM), slow], queue_bytes=1500)
-    began = time.monotonic()
-    for n in range(20):
-        keep(store, chain(range(n * 100, n * 100 + 16)), 16)
-    assert time.monotonic() - began < 0.15
-    stats = store.stats()
-    assert 0 < stats.dropped < stats.offered
-    store.close()
+        def leading(self, keys: Sequence[BlockKey]) -> int:
+            self.asked += 1
+            return super().leading(keys)
 
-
-def test_load_does_not_block(tmp_path: Path) -> None:
-    """load returns at once, poll is empty until the slow tier has answered."""
-    slow = SlowTier(DiskTier(tmp_path, ROOM), 0.0)
-    host = HostTier(LAYOUT, ROOM)
-    store = TieredStore(LAYOUT, [host, slow])
-    mine = chain(range(30))
-    keep(store, mine, 30)
-    settle(store)
-    host.discard(host.held())
-    slow.seconds = 0.1
-    began = time.monotonic()
-    store.load(store.match(mine), mine)
-    assert store.poll() == []
-    assert time.monotonic() - began < 0.1
+    host = Counting(LAYOUT, ROOM)
+    store = TieredStore(LAYOUT, [host])
+    mine = chain(range(798))  # a hundred blocks
+    for boundary in (*range(20, 798, 20), 798):
+        keep(store, mine, boundary)
+    host.discard([k for k in host.held() if k.group == 0 and k.tokens < LAYOUT.block_tokens])
+    assert (store.match(mine).length, store.match(mine).miss) == (760, "evicted")
+    gap = next(k for k in host.held() if k.group == 0 and k.start == 400)
+    host.discard([gap])
+    host.asked = 0
+    assert (store.match(mine).length, store.match(mine).miss) == (400, "evicted")
+    assert host.asked < 600  # two matches
+    host.discard([k for k in host.held() if k.group == 1])
+    host.asked = 0
+    assert store.match(mine) == Match(0, miss="window_evicted")
+    assert host.asked < 200
     store.close()
 
 
@@ -231,25 +145,6 @@ def test_layers_of_one_window_alone() -> None:
     loaded = bring(store, mine)
     check(loaded, mine, layout)
     assert loaded.match.length == 64
-    store.close()
-
-
-def test_closed_store_takes_nothing() -> None:
-    """After close (twice) an offer is dropped and counted."""
-    store = TieredStore(LAYOUT, [HostTier(LAYOUT, ROOM)])
-    store.close()
-    store.close()
-    assert keep(store, chain(range(9)), 9) == 0
-    assert store.stats().dropped > 0
-
-
-def test_ends_do_not_pile_up() -> None:
-    """The index forgets the ends of blocks that no tier holds any more."""
-    store = TieredStore(LAYOUT, [HostTier(LAYOUT, 3000)])
-    for n in range(3000):
-        keep(store, chain([n, n + 1, n + 2]), 3)
-    settle(store)
-    assert len(store._ends) < 5000
     store.close()
 
 
@@ -268,7 +163,7 @@ def test_null_store() -> None:
 
 
 class StoreAgainstSet(RuleBasedStateMachine):
-    """The store against a plain set of kept prefixes, under eviction and failing tiers."""
+    """The store against a plain set of kept prefixes: eviction, forged blocks, a failing tier."""
 
     @initialize()
     def open(self) -> None:
@@ -300,6 +195,16 @@ class StoreAgainstSet(RuleBasedStateMachine):
         held = self.host.held()
         if held:
             self.host.discard([held[index % len(held)]])
+
+    @rule(index=st.integers(0, 50))
+    def forge(self, index: int) -> None:
+        held = self.host.held()
+        if held:
+            key = held[index % len(held)]
+            [good] = self.host.get([key])
+            assert good
+            self.host.discard([key])
+            self.host.put([replace(good, token_ids=(7,) * key.tokens)])
 
     @rule(broken=st.booleans())
     def break_second(self, broken: bool) -> None:
