@@ -25,6 +25,7 @@ __all__ = [
     "Sampling",
     "TextDelta",
     "ThoughtDelta",
+    "TierCounters",
     "Timings",
     "Turn",
     "TurnEvent",
@@ -108,7 +109,9 @@ class Turn:
     `messages` is the whole prompt in order; the first `stable` of them stay byte-identical in
     later turns of the conversation. `speaker` is the name of whoever speaks next.
     `sampled[i]`, when `sampled` is not empty, holds the ids sampled for `messages[i]` or None.
-    `tenant` and `conversation` scope cached KV; neither reaches the model.
+    `tenant` and `conversation` scope cached KV; neither reaches the model. The first `shared`
+    messages come from the persona alone: they are the same in every chat with `persona`
+    (`id@revision`) under the same user name, and cached once for all of them.
     """
 
     id: str
@@ -119,12 +122,18 @@ class Turn:
     tenant: str = "local"
     conversation: str = ""
     sampled: tuple[SampledTokens | None, ...] = ()
+    shared: int = 0
+    persona: str = ""
 
     def __post_init__(self) -> None:
         if self.sampled and len(self.sampled) != len(self.messages):
             raise ValueError("turn.sampled must be empty or as long as turn.messages")
         if not 0 <= self.stable <= len(self.messages):
             raise ValueError(f"turn.stable out of range: {self.stable}")
+        if not 0 <= self.shared <= self.stable:
+            raise ValueError(f"turn.shared out of range: {self.shared}")
+        if not 0 <= self.shared <= self.stable:
+            raise ValueError(f"turn.shared out of range: {self.shared}")
 
 
 class FinishReason(StrEnum):
@@ -142,6 +151,8 @@ class Usage:
 
     `miss` says why the rest of the prompt was not cached (`""` when nothing was missed):
     a short `noun_verb`-like word of the store, for people who ask why a reply was slow.
+    `differs_at` is the first prompt token that is not what the conversation had there before;
+    None where it only grew, or where nobody knows.
     """
 
     prompt_tokens: int = 0
@@ -149,6 +160,7 @@ class Usage:
     completion_tokens: int = 0
     cached_by_tier: tuple[tuple[str, int], ...] = ()
     miss: str = ""
+    differs_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +168,8 @@ class Timings:
     """Where the time of one turn went, in milliseconds, as the backend saw it.
 
     `ttft_ms` runs from the arrival of the turn to its first token; `decode_ms` from the first
-    token to the last.
+    token to the last. `saved_ms` is what computing the restored tokens would have taken longer, by
+    the backend's own measure; 0 while it has none.
     """
 
     queue_ms: float = 0.0
@@ -164,6 +177,7 @@ class Timings:
     prefill_ms: float = 0.0
     ttft_ms: float = 0.0
     decode_ms: float = 0.0
+    saved_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +239,22 @@ class BackendStatus:
     detail: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class TierCounters:
+    """What one tier of a KV cache did since it was opened, and what it holds now."""
+
+    name: str
+    blocks: int = 0
+    bytes: int = 0
+    hits: int = 0
+    misses: int = 0
+    stored: int = 0
+    evicted: int = 0
+    damaged: int = 0
+    refused: int = 0
+    errors: int = 0
+
+
 class Backend(Protocol):
     """Something that can speak a turn.
 
@@ -237,6 +267,8 @@ class Backend(Protocol):
     """
 
     name: str
+    keeps: bool
+    """Whether it keeps what people said beyond a turn, so that deleting must reach it."""
 
     async def start(self) -> Capabilities:
         """Starts the backend if need be and waits until it can take turns. Idempotent.
@@ -255,6 +287,29 @@ class Backend(Protocol):
 
     async def count(self, texts: Sequence[str]) -> tuple[int, ...]:
         """The tokens each text costs in a prompt, its share of the template included."""
+        ...
+
+    async def prefetch(self, turn: Turn) -> None:
+        """Somebody is about to ask for this turn, or one that goes on from it: gets ready.
+
+        A hint: returns at once and never raises.
+        """
+        ...
+
+    async def retire(self, tenant: str, conversation: str) -> None:
+        """Somebody left this conversation: what is cached for it goes first. Never raises."""
+        ...
+
+    async def forget(self, tenant: str, owner: str | None) -> int:
+        """Deletes what is cached of an owner, wherever it lies; how many pieces that was.
+
+        `owner` is `conversation:ID` or `persona:ID@REVISION`; None is the whole tenant. Raises
+        `BackendError` when it could not be deleted whole.
+        """
+        ...
+
+    async def tiers(self) -> tuple[TierCounters, ...]:
+        """The counters of each tier of the KV cache, fastest first. Raises `BackendError`."""
         ...
 
     async def aclose(self) -> None:

@@ -29,6 +29,7 @@ from backends.api import (
     Usage,
 )
 from backends.errors import BackendError, BackendErrorCode
+from backends.stateless import Stateless
 from backends.transport import Transport, parse, printable
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class OpenAICompatSettings:
                 raise ValueError(f"{field} must be above 0 and at most 3600 seconds")
 
 
-class OpenAICompatBackend:
+class OpenAICompatBackend(Stateless):
     """Implements `backends.api.Backend`. Token counts before a turn are estimates."""
 
     def __init__(self, settings: OpenAICompatSettings) -> None:

@@ -24,6 +24,7 @@ from backends.api import (
     Usage,
 )
 from backends.errors import BackendError, BackendErrorCode
+from backends.stateless import Stateless
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -68,7 +69,7 @@ def words(text: str) -> list[str]:
     return re.findall(r"\s*\S+|\s+$", text)
 
 
-class ScriptedBackend:
+class ScriptedBackend(Stateless):
     """Implements `backends.api.Backend`. `live` counts streams that are open now."""
 
     name = "scripted"

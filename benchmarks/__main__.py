@@ -9,9 +9,9 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import turns
+from benchmarks import kvstore, prompts, turns
 
-BENCHMARKS = {"turns": turns}
+BENCHMARKS = {"kvstore": kvstore, "prompts": prompts, "quality": quality, "turns": turns}
 
 
 def machine() -> dict[str, str | int]:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import structlog
 from aiohttp import web
 
 from backends.errors import BackendError
 from backends.registry import make
+from gateway.characters import Characters
 from gateway.chats import Chats
 from gateway.composing import Composer
 from gateway.ensemble import Ensemble
+from gateway.erasure import Erasure
 from gateway.errors import StartError
 from gateway.folder import DataFolder
 from gateway.http import Parts, make_app
+from gateway.presence import Presence
 from gateway.protocol import CloseCode
 from gateway.release import release
+from gateway.sql_characters import SqlRevisions
 from gateway.sql_history import SqlHistory
 from gateway.standby import Standby
 from gateway.turns import Turns
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 
     from backends.api import Backend, Capabilities
     from gateway.config import Config
+    from personas.limits import ImportLimits
 
 __all__ = ["Server", "prepare", "serve"]
 
@@ -95,21 +100,42 @@ async def serve(
         made = (backend,) if backend else _backends(config)
         ensemble = Ensemble([Standby(one) for one in (*made, *more)])
         stack.push_async_callback(ensemble.aclose)
-        library = library or _library(folder)
+        if library is None:
+            library = await asyncio.to_thread(_library, folder, config.import_limits())
+        characters = Characters(library, SqlRevisions(history))
+        await characters.open()
         chats = Chats(history)
         composer = Composer(config.make_sampling, config.server.ready_seconds)
         turns = Turns(
             chats=chats,
             history=history,
-            library=library,
+            characters=characters,
             ensemble=ensemble,
             composer=composer,
             limits=config.server,
         )
-        parts = Parts(release(), config.server, history, library, ensemble, composer, chats, turns)
+        presence = Presence(characters, ensemble, composer)
+        stack.push_async_callback(presence.aclose)
+        erasure = Erasure(history, ensemble)
+        parts = Parts(
+            release(),
+            config.server,
+            config.import_limits(),
+            folder.path,
+            history,
+            characters,
+            ensemble,
+            composer,
+            chats,
+            turns,
+            presence,
+            erasure,
+        )
         runner = web.AppRunner(make_app(parts), access_log=None, shutdown_timeout=2.0)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
+        for work in (characters.follow(), erasure.run()):
+            stack.push_async_callback(_cancel, asyncio.create_task(work))
         server = Server(parts, config, stack.pop_all())
     try:
         server.port = await _listen(runner, config)
@@ -148,11 +174,16 @@ def _backends(config: Config) -> tuple[Backend, ...]:
         raise StartError(error.message) from error
 
 
-def _library(folder: DataFolder) -> Library:
+async def _cancel(task: asyncio.Task[NoReturn]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
+
+
+def _library(folder: DataFolder, limits: ImportLimits) -> Library:
     own = folder.path / "personas"
     try:
         own.mkdir(exist_ok=True)
-        return Library.open(own)
+        return Library.open(own, limits)
     except OSError as error:
         raise StartError(f"the folder {own} cannot be made: {error.strerror}") from error
     except CardError as error:

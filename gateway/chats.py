@@ -20,7 +20,7 @@ from gateway.protocol import (
 
 if TYPE_CHECKING:
     from gateway.codec import Frame
-    from gateway.history import Chat, History, TurnRecord
+    from gateway.history import Chat, ChatOrigin, History, TurnRecord
     from gateway.lifecycle import Signal
     from gateway.protocol import ChatEvent, Place
 
@@ -128,9 +128,9 @@ class Chats:
         self._chats: OrderedDict[str, LiveChat] = OrderedDict()
         self._loading = asyncio.Lock()
 
-    async def add(self, chat: Chat) -> LiveChat:
+    async def add(self, chat: Chat, origin: ChatOrigin | None = None) -> LiveChat:
         """Stores a new chat. Raises `HistoryError`."""
-        await self._history.create(chat)
+        await self._history.create(chat, origin)
         return self._remember(chat)
 
     async def get(self, chat_id: str) -> LiveChat:
@@ -144,10 +144,16 @@ class Chats:
         self._chats.move_to_end(chat_id)
         return self._chats[chat_id]
 
-    def forget_watcher(self, watcher: Watcher) -> None:
-        """Removes a watcher from every chat."""
-        for live in self._chats.values():
+    def forget_watcher(self, watcher: Watcher) -> tuple[LiveChat, ...]:
+        """Removes a watcher from every chat; those that it watched."""
+        watched = tuple(live for live in self._chats.values() if watcher in live.watchers)
+        for live in watched:
             live.watchers.discard(watcher)
+        return watched
+
+    def drop(self, chat_id: str) -> None:
+        """Forgets a chat that is no more."""
+        self._chats.pop(chat_id, None)
 
     def live(self) -> tuple[LiveChat, ...]:
         """All chats in memory."""

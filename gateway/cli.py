@@ -1,4 +1,4 @@
-"""The command `greenroom`: run, chat, prepare. What a command needs is imported when it runs."""
+"""The command `greenroom`. What a command needs is imported when it runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gateway import cards_cli, chats_cli
 from gateway.errors import StartError
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ def parser() -> argparse.ArgumentParser:
         "starts fast. `run` does the same when it has to.",
     )
     _add_common(prepare)
+    cards_cli.add_parser(commands, _add_common)
+    chats_cli.add_parser(commands)
     return top
 
 
@@ -115,7 +118,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return asyncio.run(
                 talk(args.url, args.persona, args.user, args.resume, backend=args.backend)
             )
+        if args.command == "chats":
+            return chats_cli.run(args)
         config = _configure(args)
+        if args.command == "cards":
+            return cards_cli.run(args, config)
         if args.command == "prepare":
             return asyncio.run(_prepare(config))
         return asyncio.run(_run(config))

@@ -1,6 +1,6 @@
 """Every knob, as one frozen tree: defaults, then a TOML file, then the environment, then flags.
 
-    Config(server, data, backend, remote, engine, sampling, log)
+    Config(server, data, cards, backend, remote, engine, sampling, log)
 
 The environment writes `server.port` as `GREENROOM_SERVER__PORT`; `GREENROOM_DATA` is short for
 `data.folder` and `GREENROOM_CONFIG` names the TOML file. docs/config.md lists all knobs.
@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 
     from backends.api import Sampling
     from backends.openai_compat import OpenAICompatSettings
+    from personas.limits import ImportLimits
 
 __all__ = [
     "BackendConfig",
+    "CardsConfig",
     "Config",
     "DataConfig",
     "EngineConfig",
@@ -117,6 +119,21 @@ class DataConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class CardsConfig:
+    """What a card or chat file may be before it is refused; see `personas.limits.ImportLimits`."""
+
+    file_bytes: int = _knob(64 << 20, "largest file", low=1024, high=1 << 32)
+    inflated_bytes: int = _knob(
+        128 << 20, "most that one file may hold unpacked", low=1024, high=1 << 34
+    )
+    pixels: int = _knob(32_000_000, "largest picture, in pixels", low=1, high=1 << 30)
+    lore_entries: int = _knob(10_000, "most entries of one lorebook", low=1, high=1_000_000)
+    chat_messages: int = _knob(
+        100_000, "most messages of one imported chat", low=1, high=10_000_000
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class BackendConfig:
     """Who speaks."""
 
@@ -148,6 +165,9 @@ class EngineConfig:
     max_queued: int = _knob(64, "turns that may wait for the engine", low=0, high=100_000)
     step_tokens: int = _knob(256, "tokens of one scheduling step", low=1, high=65536)
     store: str = _knob("tiered", "where KV is kept between turns", choices=("tiered", "none"))
+    device_bytes: int = _knob(
+        512 << 20, "pool of KV that attention reads", low=1 << 20, high=1 << 44
+    )
     host_bytes: int = _knob(1 << 30, "host memory for KV", low=0, high=1 << 44)
     disk_bytes: int = _knob(4 << 30, "disk for KV", low=0, high=1 << 46)
 
@@ -185,11 +205,19 @@ class Config:
 
     server: ServerConfig = field(default_factory=ServerConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    cards: CardsConfig = field(default_factory=CardsConfig)
     backend: BackendConfig = field(default_factory=BackendConfig)
     remote: RemoteConfig = field(default_factory=RemoteConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     log: LogConfig = field(default_factory=LogConfig)
+
+    def import_limits(self) -> ImportLimits:
+        """What files of characters and chats may be."""
+        from personas.limits import ImportLimits
+
+        values = {f.name: getattr(self.cards, f.name) for f in dataclasses.fields(self.cards)}
+        return ImportLimits(**values)
 
     def engine_settings(self) -> EngineSettings:
         """What the engine process is told."""
@@ -226,6 +254,7 @@ SECTIONS: Mapping[str, type] = types.MappingProxyType(
     {
         "server": ServerConfig,
         "data": DataConfig,
+        "cards": CardsConfig,
         "backend": BackendConfig,
         "remote": RemoteConfig,
         "engine": EngineConfig,

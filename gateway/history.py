@@ -10,10 +10,21 @@ from gateway.protocol import MessageStatus
 from personas.conversation import ChatMessage, Conversation
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from backends.api import Role, SampledTokens
     from gateway.protocol import Error, Stats
+    from personas.persona import JsonValue
 
-__all__ = ["Chat", "ChatSummary", "History", "StoredMessage", "TurnRecord", "preview"]
+__all__ = [
+    "Chat",
+    "ChatOrigin",
+    "ChatSummary",
+    "History",
+    "StoredMessage",
+    "TurnRecord",
+    "preview",
+]
 
 PREVIEW_CHARS = 120
 
@@ -103,6 +114,13 @@ class Chat:
             turns=(*self.turns, record),
         )
 
+    def tree(self) -> Conversation:
+        """Everything that was said, for an export; an empty reply is one as well."""
+        said = (
+            ChatMessage(m.id, m.parent, m.role, m.name, m.text, m.sampled) for m in self.messages
+        )
+        return replace(self.conversation(), messages=tuple(said), head=self.head)
+
     def settle(self, reply: StoredMessage) -> Chat:
         """With a reply in its final form."""
         return replace(
@@ -136,6 +154,17 @@ class ChatSummary:
     user: str
     preview: str
     updated: float
+    persona_revision: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatOrigin:
+    """What the file of an imported chat said besides; see `personas.chatfile.ChatFile`."""
+
+    format: str
+    header: Mapping[str, JsonValue]
+    lines: tuple[Mapping[str, JsonValue], ...]
+    line_of: Mapping[str, int]
 
 
 def preview(text: str) -> str:
@@ -150,8 +179,16 @@ class History(Protocol):
     Every method but `aclose` raises `HistoryError` when the store fails; nothing is half written.
     """
 
-    async def create(self, chat: Chat) -> None:
-        """Stores a new chat with its first messages."""
+    async def create(self, chat: Chat, origin: ChatOrigin | None = None) -> None:
+        """Stores a new chat with its first messages, and what its file said besides."""
+        ...
+
+    async def origin(self, chat_id: str) -> ChatOrigin | None:
+        """What the file of an imported chat said besides; None for all others."""
+        ...
+
+    async def pin(self, chat_id: str, revision: str) -> None:
+        """Stores with which revision of its persona a chat goes on."""
         ...
 
     async def load(self, chat_id: str) -> Chat | None:
@@ -178,6 +215,22 @@ class History(Protocol):
 
     async def finish(self, reply: StoredMessage) -> None:
         """Stores a reply in its final form."""
+        ...
+
+    async def delete(self, chat_id: str, backends: Sequence[str]) -> None:
+        """Deletes a chat and all that was said in it, and notes it for these backends."""
+        ...
+
+    async def erase(self, owner: str, backends: Sequence[str]) -> None:
+        """Notes for these backends that what they cached of an owner is to go."""
+        ...
+
+    async def erasures(self, backend: str) -> tuple[tuple[int, str], ...]:
+        """What a backend has yet to delete: number and owner, the oldest first."""
+        ...
+
+    async def erased(self, number: int) -> None:
+        """Strikes a deletion out."""
         ...
 
     async def check(self) -> None:

@@ -12,27 +12,33 @@ from aiohttp import ClientConnectionResetError, WebSocketError, WSMsgType, web
 
 from backends.api import BackendState
 from gateway.auth import host_allowed, origin_allowed
+from gateway.cards_http import CardRoutes
+from gateway.chats_http import ChatRoutes
 from gateway.errors import HistoryError
 from gateway.openai_api import routes
 from gateway.protocol import CloseCode, choose
 from gateway.session import Session
-from personas.persona import PersonaNotFound
-from personas.prompt import greetings
+from gateway.trace_http import TraceRoutes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from aiohttp.typedefs import Handler
 
+    from gateway.characters import Characters
     from gateway.chats import Chats
     from gateway.composing import Composer
     from gateway.config import ServerConfig
     from gateway.ensemble import Ensemble
+    from gateway.erasure import Erasure
     from gateway.history import History
+    from gateway.presence import Presence
     from gateway.standby import Standby
     from gateway.turns import Turns
     from personas.library import Library
-    from personas.persona import JsonValue, Persona
+    from personas.limits import ImportLimits
+    from personas.persona import JsonValue
 
 __all__ = ["Parts", "make_app"]
 
@@ -69,17 +75,26 @@ SAFETY = {
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the routes serve. `sessions` are the open sockets."""
+    """What the routes serve. `folder` is the data folder, `sessions` are the open sockets."""
 
     server: str
     config: ServerConfig
+    import_limits: ImportLimits
+    folder: Path
     history: History
-    library: Library
+    characters: Characters
     ensemble: Ensemble
     composer: Composer
     chats: Chats
     turns: Turns
+    presence: Presence
+    erasure: Erasure
     sessions: set[Session] = field(default_factory=set)
+
+    @property
+    def library(self) -> Library:
+        """The characters as they are now."""
+        return self.characters.library
 
 
 class _WebSocket(web.WebSocketResponse):
@@ -165,6 +180,7 @@ def make_app(parts: Parts) -> web.Application:
                 subprotocol,
                 chats=parts.chats,
                 turns=parts.turns,
+                presence=parts.presence,
                 limits=parts.config,
                 server=parts.server,
             )
@@ -182,6 +198,9 @@ def make_app(parts: Parts) -> web.Application:
     _add_lists(app, parts)
     _add_health(app, parts)
     app.router.add_routes(routes(parts))
+    app.router.add_routes(CardRoutes(parts).routes())
+    app.router.add_routes(ChatRoutes(parts).routes())
+    app.router.add_routes(TraceRoutes(parts).routes())
     return app
 
 
@@ -211,37 +230,6 @@ def _add_page(app: web.Application) -> None:
 
 
 def _add_lists(app: web.Application, parts: Parts) -> None:
-    async def personas(request: web.Request) -> web.Response:
-        return web.json_response({"data": [_persona(p) for p in parts.library.list()]})
-
-    async def avatar(request: web.Request) -> web.Response:
-        try:
-            picture = parts.library.avatar(request.match_info["id"])
-        except PersonaNotFound as error:
-            raise web.HTTPNotFound(text=error.message) from error
-        if picture is None:
-            raise web.HTTPNotFound(text="this persona has no picture")
-        # An SVG of anyone's card must not run as a page of ours, also when it is opened by itself.
-        policy = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
-        return web.Response(
-            body=picture.data,
-            content_type=picture.media_type,
-            headers={"Content-Security-Policy": policy, "Cache-Control": "no-cache"},
-        )
-
-    async def chats(request: web.Request) -> web.Response:
-        data: list[JsonValue] = [
-            {
-                "id": c.id,
-                "persona": {"id": c.persona_id, "name": c.persona_name},
-                "user": c.user,
-                "preview": c.preview,
-                "updated": c.updated,
-            }
-            for c in await parts.history.summaries()
-        ]
-        return web.json_response({"data": data})
-
     async def about(request: web.Request) -> web.Response:
         backend = _backend(parts.ensemble.default)
         return web.json_response({"server": parts.server, "backend": backend})
@@ -251,9 +239,6 @@ def _add_lists(app: web.Application, parts: Parts) -> None:
         data = [{**_backend(s), "default": s is default} for s in parts.ensemble]
         return web.json_response({"data": data})
 
-    app.router.add_get("/v1/personas", personas)
-    app.router.add_get("/v1/personas/{id}/avatar", avatar)
-    app.router.add_get("/v1/chats", chats)
     app.router.add_get("/v1/about", about)
     app.router.add_get("/v1/backends", backends)
 
@@ -300,16 +285,4 @@ def _backend(standby: Standby) -> dict[str, JsonValue]:
         "model": model.model if model else None,
         "context": model.context if model else None,
         "notice": model.notice if model else "",
-    }
-
-
-def _persona(persona: Persona) -> JsonValue:
-    return {
-        "id": persona.id,
-        "name": persona.name,
-        "tagline": persona.tagline,
-        "greeting": next(iter(greetings(persona, user="You", conversation_id="")), ""),
-        "tags": list(persona.tags),
-        "creator": persona.creator,
-        "avatar": f"/v1/personas/{persona.id}/avatar" if persona.avatar else None,
     }

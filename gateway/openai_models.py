@@ -82,7 +82,7 @@ class Voices:
             "name": f"{persona.name} ({backend})" if at else persona.name,
             "description": persona.tagline,
             "avatar": f"/v1/personas/{persona.id}/avatar" if persona.avatar else None,
-            "greetings": list(greetings(persona, user="You", conversation_id="")),
+            "greetings": list(greetings(persona, user="You", conversation_id=None)),
         }
 
     def _all(self) -> Iterator[tuple[str, Voice]]:

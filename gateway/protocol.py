@@ -25,10 +25,12 @@ __all__ = [
     "PROTOCOL",
     "RECONNECT",
     "SERVER_FRAMES",
+    "ChatDeleted",
     "ChatEvent",
     "ChatOpen",
     "ChatSnapshot",
     "ChatSubscribe",
+    "ChatTyping",
     "ChatUnsubscribe",
     "ChatUpdated",
     "ChatUse",
@@ -100,6 +102,9 @@ class Stats:
     cached_by_tier: Mapping[str, int]
     miss: str
     backend: str = ""
+    restore_ms: float = 0.0
+    saved_ms: float = 0.0
+    differs_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,6 +249,18 @@ class ChatUnsubscribe(Frame):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChatTyping(Frame):
+    """The person types: a reply will be asked for soon. A hint, without an answer."""
+
+    T: ClassVar[str] = "chat.typing"
+    id: str | None = None
+    chat: str
+
+    def __post_init__(self) -> None:
+        _check_ids(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChatUse(Frame):
     """Chooses who speaks in a chat from the next turn on."""
 
@@ -296,7 +313,15 @@ class Ping(Frame):
 
 
 ClientFrame = (
-    Hello | ChatOpen | ChatSubscribe | ChatUnsubscribe | ChatUse | TurnCreate | TurnCancel | Ping
+    Hello
+    | ChatOpen
+    | ChatSubscribe
+    | ChatUnsubscribe
+    | ChatTyping
+    | ChatUse
+    | TurnCreate
+    | TurnCancel
+    | Ping
 )
 
 
@@ -348,6 +373,13 @@ class ChatUpdated(ChatEvent):
 
     T: ClassVar[str] = "chat.updated"
     backend: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatDeleted(ChatEvent):
+    """The chat is gone, and all that was said in it. Nothing follows."""
+
+    T: ClassVar[str] = "chat.deleted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -446,7 +478,7 @@ CLIENT_FRAMES: Mapping[str, type[Frame]] = MappingProxyType(
     {
         cls.T: cls
         for cls in (
-            *(Hello, ChatOpen, ChatSubscribe, ChatUnsubscribe),
+            *(Hello, ChatOpen, ChatSubscribe, ChatUnsubscribe, ChatTyping),
             *(ChatUse, TurnCreate, TurnCancel, Ping),
         )
     }
@@ -455,8 +487,8 @@ SERVER_FRAMES: Mapping[str, type[Frame]] = MappingProxyType(
     {
         cls.T: cls
         for cls in (
-            *(Welcome, ChatSnapshot, ChatUpdated, TurnAccepted, TurnStarted, TurnDelta, TurnDone),
-            *(TurnCancelled, TurnFailed, Pong, ErrorFrame, Goodbye),
+            *(Welcome, ChatSnapshot, ChatUpdated, ChatDeleted, TurnAccepted, TurnStarted),
+            *(TurnDelta, TurnDone, TurnCancelled, TurnFailed, Pong, ErrorFrame, Goodbye),
         )
     }
 )

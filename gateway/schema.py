@@ -16,9 +16,18 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-__all__ = ["HEAD", "chats", "messages", "metadata", "turns"]
+__all__ = [
+    "HEAD",
+    "chat_files",
+    "chats",
+    "erasures",
+    "messages",
+    "metadata",
+    "revisions",
+    "turns",
+]
 
-HEAD = "0002"
+HEAD = "0004"
 """The newest revision; a database that has it needs no Alembic at start."""
 
 metadata = MetaData()
@@ -73,4 +82,39 @@ turns = Table(
     Column("created", Float, nullable=False),
     Column("ended", Float),
     UniqueConstraint("chat", "request", name="turns_once"),
+)
+
+# Every state of a character that a chat may have begun with; `card` is its JSON, whose hash
+# `revision` is.
+revisions = Table(
+    "persona_revisions",
+    metadata,
+    Column("persona", Text, primary_key=True),
+    Column("revision", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("tags", JSON(none_as_null=True), nullable=False),
+    Column("card", Text, nullable=False),
+    Column("added", Float, nullable=False),
+)
+
+# What the file of an imported chat said that a chat has no place for; `line_of` leads from
+# messages to `lines`.
+chat_files = Table(
+    "chat_files",
+    metadata,
+    Column("chat", Text, ForeignKey("chats.id", ondelete="CASCADE"), primary_key=True),
+    Column("format", Text, nullable=False),
+    Column("header", JSON(none_as_null=True), nullable=False),
+    Column("lines", JSON(none_as_null=True), nullable=False),
+    Column("line_of", JSON(none_as_null=True), nullable=False),
+)
+
+# What backends have yet to delete of what they cached: `owner` as `Backend.forget` has it.
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("backend", Text, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("created", Float, nullable=False),
 )

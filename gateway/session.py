@@ -19,6 +19,7 @@ from gateway.protocol import (
     PROTOCOL,
     ChatOpen,
     ChatSubscribe,
+    ChatTyping,
     ChatUnsubscribe,
     ChatUse,
     CloseCode,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from gateway.chats import Chats
     from gateway.codec import Frame, Subprotocol
     from gateway.config import ServerConfig
+    from gateway.presence import Presence
     from gateway.turns import Turns
 
     Handler = Callable[[Frame], Awaitable[None]]
@@ -81,6 +83,7 @@ class Session:
         *,
         chats: Chats,
         turns: Turns,
+        presence: Presence,
         limits: ServerConfig,
         server: str,
     ) -> None:
@@ -89,6 +92,7 @@ class Session:
         self._subprotocol = subprotocol
         self._chats = chats
         self._turns = turns
+        self._presence = presence
         self._limits = limits
         self._server = server
         self._queue = SendQueue()
@@ -137,7 +141,8 @@ class Session:
             reader.cancel()
             writer.cancel()
             await asyncio.wait({reader, writer})
-            self._chats.forget_watcher(self)  # after the reader, which may be joining a chat
+            # After the reader, which may be joining a chat.
+            self._presence.left(self._chats.forget_watcher(self))
         log.info("socket_closed", code=int(code))
         return code
 
@@ -252,12 +257,17 @@ class Session:
             case ChatOpen():
                 live = await self._turns.open(frame)
                 live.join(self, frame.id)
+                self._presence.near(live)
             case ChatSubscribe():
                 live = await self._chats.get(frame.chat)
                 live.join(self, frame.id, frame.after)
+                self._presence.near(live)
             case ChatUnsubscribe():
                 live = await self._chats.get(frame.chat)
                 live.watchers.discard(self)
+                self._presence.left([live])
+            case ChatTyping():
+                self._presence.near(await self._chats.get(frame.chat))
             case ChatUse():
                 await self._turns.use(frame, self)
             case TurnCreate():

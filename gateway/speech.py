@@ -111,4 +111,7 @@ def stats_of(speech: Speech, finished: Finished | None) -> Stats | None:
         cached_by_tier=dict(usage.cached_by_tier),
         miss=usage.miss,
         backend=speech.backend,
+        restore_ms=round(timings.restore_ms, 1),
+        saved_ms=round(timings.saved_ms, 1),
+        differs_at=usage.differs_at,
     )

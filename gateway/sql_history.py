@@ -14,13 +14,13 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from backends.api import Role, SampledTokens
 from gateway.errors import HistoryError, HistoryFault
-from gateway.history import Chat, ChatSummary, StoredMessage, TurnRecord, preview
+from gateway.history import Chat, ChatOrigin, ChatSummary, StoredMessage, TurnRecord, preview
 from gateway.protocol import Error, MessageStatus, Stats
-from gateway.schema import HEAD, chats, messages, turns
+from gateway.schema import HEAD, chat_files, chats, erasures, messages, turns
 from gateway.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 __all__ = ["SqlHistory", "pack_ids", "unpack_ids"]
@@ -75,13 +75,13 @@ class SqlHistory:
         """
         history = cls(_engine(path), path)
         try:
-            await history._run(_prepare)
+            await history.run(_prepare)
         except BaseException:
             await history.aclose()
             raise
         return history
 
-    async def create(self, chat: Chat) -> None:
+    async def create(self, chat: Chat, origin: ChatOrigin | None = None) -> None:
         now = time.time()
 
         def work(connection: sa.Connection) -> None:
@@ -94,15 +94,44 @@ class SqlHistory:
                     user=chat.user,
                     backend=chat.backend,
                     head=chat.head,
-                    preview=preview(chat.messages[-1].text) if chat.messages else "",
+                    preview=preview(chat.message(chat.head).text) if chat.head else "",
                     created=now,
                     updated=now,
                 )
             )
-            for message in chat.messages:
-                _insert(connection, chat.id, message, now)
+            for position, message in enumerate(chat.messages):
+                _insert(connection, chat.id, message, now, position)
+            if origin is not None:
+                connection.execute(
+                    chat_files.insert().values(
+                        chat=chat.id,
+                        format=origin.format,
+                        header=dict(origin.header),
+                        lines=[dict(line) for line in origin.lines],
+                        line_of=dict(origin.line_of),
+                    )
+                )
 
-        await self._run(work)
+        await self.run(work)
+
+    async def origin(self, chat_id: str) -> ChatOrigin | None:
+        def work(connection: sa.Connection) -> ChatOrigin | None:
+            stored = sa.select(chat_files).where(chat_files.c.chat == chat_id)
+            row = connection.execute(stored).one_or_none()
+            if row is None:
+                return None
+            return ChatOrigin(
+                format=row.format, header=row.header, lines=tuple(row.lines), line_of=row.line_of
+            )
+
+        return await self.run(work)
+
+    async def pin(self, chat_id: str, revision: str) -> None:
+        def work(connection: sa.Connection) -> None:
+            pinned = chats.update().where(chats.c.id == chat_id)
+            connection.execute(pinned.values(persona_revision=revision))
+
+        await self.run(work)
 
     async def load(self, chat_id: str) -> Chat | None:
         def work(connection: sa.Connection) -> Chat | None:
@@ -133,7 +162,7 @@ class SqlHistory:
                 ),
             )
 
-        return await self._run(work)
+        return await self.run(work)
 
     async def summaries(self) -> tuple[ChatSummary, ...]:
         def work(connection: sa.Connection) -> tuple[ChatSummary, ...]:
@@ -146,18 +175,19 @@ class SqlHistory:
                     user=row.user,
                     preview=row.preview,
                     updated=row.updated,
+                    persona_revision=row.persona_revision,
                 )
                 for row in connection.execute(newest)
             )
 
-        return await self._run(work)
+        return await self.run(work)
 
     async def use(self, chat_id: str, backend: str) -> None:
         def work(connection: sa.Connection) -> None:
             chosen = chats.update().where(chats.c.id == chat_id)
             connection.execute(chosen.values(backend=backend))
 
-        await self._run(work)
+        await self.run(work)
 
     async def accept(
         self, chat_id: str, record: TurnRecord, user: StoredMessage, reply: StoredMessage
@@ -183,14 +213,14 @@ class SqlHistory:
                 .values(head=reply.id, preview=preview(user.text), updated=now)
             )
 
-        await self._run(work)
+        await self.run(work)
 
     async def checkpoint(self, reply_id: str, text: str) -> None:
         def work(connection: sa.Connection) -> None:
             spoken = messages.update().where(messages.c.id == reply_id, messages.c.status == LIVE)
             connection.execute(spoken.values(text=text))
 
-        await self._run(work)
+        await self.run(work)
 
     async def finish(self, reply: StoredMessage) -> None:
         now = time.time()
@@ -212,7 +242,36 @@ class SqlHistory:
                     .values(preview=preview(reply.text), updated=now)
                 )
 
-        await self._run(work)
+        await self.run(work)
+
+    async def delete(self, chat_id: str, backends: Sequence[str]) -> None:
+        def work(connection: sa.Connection) -> None:
+            connection.execute(turns.delete().where(turns.c.chat == chat_id))
+            # A message may name another as its parent: all go at once, links first.
+            of_chat = messages.c.chat == chat_id
+            connection.execute(messages.update().where(of_chat).values(parent=None))
+            connection.execute(messages.delete().where(of_chat))
+            connection.execute(chats.delete().where(chats.c.id == chat_id))
+            _note(connection, f"conversation:{chat_id}", backends)
+
+        await self.run(work)
+
+    async def erase(self, owner: str, backends: Sequence[str]) -> None:
+        await self.run(lambda connection: _note(connection, owner, backends))
+
+    async def erasures(self, backend: str) -> tuple[tuple[int, str], ...]:
+        def work(connection: sa.Connection) -> tuple[tuple[int, str], ...]:
+            left = sa.select(erasures.c.number, erasures.c.owner)
+            left = left.where(erasures.c.backend == backend).order_by(erasures.c.number)
+            return tuple((row.number, row.owner) for row in connection.execute(left))
+
+        return await self.run(work)
+
+    async def erased(self, number: int) -> None:
+        def work(connection: sa.Connection) -> None:
+            connection.execute(erasures.delete().where(erasures.c.number == number))
+
+        await self.run(work)
 
     async def check(self) -> None:
         # A commit that changes nothing would not notice a full disk; this number is free for us.
@@ -220,7 +279,7 @@ class SqlHistory:
             checks = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
             connection.exec_driver_sql(f"PRAGMA user_version = {(checks + 1) % 2**31}")
 
-        await self._run(work)
+        await self.run(work)
 
     async def aclose(self) -> None:
         if not self._closed:
@@ -228,7 +287,8 @@ class SqlHistory:
             await self._writer.aclose()
             self._engine.dispose()
 
-    async def _run(self, work: Callable[[sa.Connection], R]) -> R:
+    async def run(self, work: Callable[[sa.Connection], R]) -> R:
+        """Does work of its own in the database, whole or not at all. Raises `HistoryError`."""
         if self._closed:
             raise HistoryError(HistoryFault.FAILED, f"{self._path} is closed")
         try:
@@ -290,13 +350,21 @@ def _revision(connection: sa.Connection) -> str | None:
     return None if version is None else str(version)
 
 
-def _insert(connection: sa.Connection, chat_id: str, message: StoredMessage, now: float) -> None:
-    count = sa.select(sa.func.count()).where(messages.c.chat == chat_id)
+def _insert(
+    connection: sa.Connection,
+    chat_id: str,
+    message: StoredMessage,
+    now: float,
+    position: int | None = None,
+) -> None:
+    if position is None:
+        count = sa.select(sa.func.count()).where(messages.c.chat == chat_id)
+        position = connection.execute(count).scalar_one()
     connection.execute(
         messages.insert().values(
             id=message.id,
             chat=chat_id,
-            position=connection.execute(count).scalar_one(),
+            position=position,
             parent=message.parent,
             turn=message.turn,
             role=message.role.value,
@@ -305,6 +373,12 @@ def _insert(connection: sa.Connection, chat_id: str, message: StoredMessage, now
             **_outcome(message),
         )
     )
+
+
+def _note(connection: sa.Connection, owner: str, backends: Sequence[str]) -> None:
+    now = time.time()
+    for backend in backends:
+        connection.execute(erasures.insert().values(backend=backend, owner=owner, created=now))
 
 
 def _outcome(message: StoredMessage) -> dict[str, object]:

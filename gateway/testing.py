@@ -16,6 +16,7 @@ from backends.api import (
     Usage,
 )
 from backends.errors import BackendError, BackendErrorCode
+from backends.stateless import Stateless
 from gateway.codec import Frame
 from gateway.ids import new_id
 from gateway.protocol import (
@@ -153,7 +154,7 @@ async def connected(
         yield client
 
 
-class PromptedBackend:
+class PromptedBackend(Stateless):
     """A backend that says what it is prompted to, when it is: `say`, then `finish` or `fail`.
 
     `turns` are the turns it was given. `gate`, when set, holds back `start` until it is released.

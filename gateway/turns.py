@@ -22,22 +22,22 @@ from gateway.history import Chat, StoredMessage, TurnRecord
 from gateway.ids import new_id
 from gateway.lifecycle import Signal
 from gateway.limits import check_live_turns, check_text
-from gateway.protocol import ChatUpdated, MessageStatus, TurnAccepted, TurnStarted
+from gateway.protocol import ChatDeleted, ChatUpdated, MessageStatus, TurnAccepted, TurnStarted
 from gateway.speech import Outcome, Speech, outcome_of, publish_text, stats_of, terminal
 from gateway.throttle import Throttle
 from personas.persona import PersonaNotFound
 from personas.prompt import greetings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Coroutine
+    from collections.abc import AsyncGenerator, Coroutine, Sequence
 
+    from gateway.characters import Characters
     from gateway.chats import Chats, LiveChat, LiveTurn, Watcher
     from gateway.composing import Composer
     from gateway.config import ServerConfig
     from gateway.ensemble import Ensemble
     from gateway.history import History
     from gateway.protocol import ChatOpen, ChatUse, TurnCancel, TurnCreate
-    from personas.library import Library
     from personas.persona import Persona
 
 __all__ = ["Turns"]
@@ -58,14 +58,14 @@ class Turns:
         *,
         chats: Chats,
         history: History,
-        library: Library,
+        characters: Characters,
         ensemble: Ensemble,
         composer: Composer,
         limits: ServerConfig,
     ) -> None:
         self._chats = chats
         self._history = history
-        self._library = library
+        self._characters = characters
         self._ensemble = ensemble
         self._composer = composer
         self._limits = limits
@@ -81,15 +81,19 @@ class Turns:
         request = (frame.id, frame.persona, frame.user, frame.backend)
         if request not in self._opened:
             backend = self._ensemble.get(frame.backend).backend.name if frame.backend else ""
-            persona = self._persona(frame.persona)
+            persona = self.persona(frame.persona)
             chat_id = new_id("c")
             texts = greetings(persona, user=frame.user, conversation_id=chat_id)
-            said = StoredMessage(
-                id=new_id("m"),
-                parent=None,
-                role=Role.ASSISTANT,
-                name=persona.speaks_as,
-                text=texts[0] if texts else "",
+            # Candidates of one first message, the author's first choice shown.
+            said = tuple(
+                StoredMessage(
+                    id=new_id("m"),
+                    parent=None,
+                    role=Role.ASSISTANT,
+                    name=persona.speaks_as,
+                    text=text,
+                )
+                for text in texts
             )
             chat = Chat(
                 id=chat_id,
@@ -98,8 +102,8 @@ class Turns:
                 persona_name=persona.name,
                 user=frame.user,
                 backend=backend,
-                head=said.id if texts else None,
-                messages=(said,) if texts else (),
+                head=said[0].id if said else None,
+                messages=said,
             )
             await self._chats.add(chat)
             log.info("chat_opened", conversation=chat.id, persona=persona.id)
@@ -134,7 +138,7 @@ class Turns:
             if live.turn is not None:
                 raise _speaking(live.turn)
             check_live_turns(self._chats.speaking(), self._limits.live_turns)
-            persona = self._persona(live.chat.persona_id)
+            persona = await self._of_chat(live.chat)
             record = TurnRecord(
                 id=new_id("t"), request=frame.id, user_message=new_id("m"), reply=new_id("m")
             )
@@ -159,7 +163,7 @@ class Turns:
             live.chat = live.chat.accept(record, user, reply)
             live.turn = speech = Speech(record, began)
             live.publish(_accepted(live.chat, record), asker, frame.id)
-            self._spawn(self._run(live, speech, reply))
+            self._spawn(self._run(live, speech, reply, persona))
 
     async def use(self, frame: ChatUse, asker: Watcher) -> None:
         """Chooses the backend of a chat's later turns.
@@ -180,6 +184,50 @@ class Turns:
             chosen.begin()
             live.publish(ChatUpdated(chat=live.chat.id, backend=frame.backend), asker, frame.id)
         log.info("backend_chosen", conversation=live.chat.id, backend=frame.backend)
+
+    async def delete(self, chat_id: str, backends: Sequence[str]) -> None:
+        """Deletes a chat, with all that was said in it, and notes it for these backends.
+
+        Raises `Refused` (`unknown_chat`, `turn_in_progress`) and `HistoryError`.
+        """
+        live = await self._chats.get(chat_id)
+        await asyncio.shield(self._spawn(self._delete(live, tuple(backends))))
+
+    async def _delete(self, live: LiveChat, backends: tuple[str, ...]) -> None:
+        async with live.accepting:
+            if live.turn is not None:
+                raise _speaking(live.turn)
+            await self._history.delete(live.chat.id, backends)
+            self._chats.drop(live.chat.id)
+            self._opened = {k: v for k, v in self._opened.items() if v != live.chat.id}
+            live.publish(ChatDeleted(chat=live.chat.id))
+            live.watchers.clear()
+        log.info("chat_deleted", conversation=live.chat.id)
+
+    async def pin(self, chat_id: str, revision: str | None = None) -> Persona:
+        """Lets a chat go on with another revision of its persona, by default the newest.
+
+        Raises `Refused` (`unknown_chat`, `unknown_persona`, `turn_in_progress`), `HistoryError`.
+        """
+        live = await self._chats.get(chat_id)
+        return await asyncio.shield(self._spawn(self._pin(live, revision)))
+
+    async def _pin(self, live: LiveChat, revision: str | None) -> Persona:
+        async with live.accepting:
+            if live.turn is not None:
+                raise _speaking(live.turn)
+            try:
+                persona = (
+                    self.persona(live.chat.persona_id)
+                    if revision is None
+                    else await self._characters.at(live.chat.persona_id, revision)
+                )
+            except PersonaNotFound as error:
+                raise _unknown(error) from error
+            await self._history.pin(live.chat.id, persona.revision)
+            live.chat = replace(live.chat, persona_revision=persona.revision)
+        log.info("revision_pinned", conversation=live.chat.id, rev=persona.revision)
+        return persona
 
     def cancel(self, live: LiveChat, frame: TurnCancel) -> None:
         """Stops a reply. Raises `Refused` (`unknown_turn`, `turn_over`)."""
@@ -210,24 +258,27 @@ class Turns:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def _run(self, live: LiveChat, speech: Speech, reply: StoredMessage) -> None:
+    async def _run(
+        self, live: LiveChat, speech: Speech, reply: StoredMessage, persona: Persona
+    ) -> None:
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(
             conversation=live.chat.id, turn=speech.record.id, persona=live.chat.persona_id
         )
         log.info("turn_accepted")
         throttle = Throttle(lambda text: publish_text(live, speech, text), COALESCE)
-        speech.speaking = asyncio.create_task(self._speak(live, speech, throttle))
+        speech.speaking = asyncio.create_task(self._speak(live, speech, throttle, persona))
         if speech.stopped:  # before it began
             speech.speaking.cancel()
         await asyncio.wait({speech.speaking})
         throttle.flush()
         await self._settle(live, speech, reply, outcome_of(speech))
 
-    async def _speak(self, live: LiveChat, speech: Speech, throttle: Throttle) -> Finished:
+    async def _speak(
+        self, live: LiveChat, speech: Speech, throttle: Throttle, persona: Persona
+    ) -> Finished:
         standby = self._ensemble.of(live.chat.backend)
         async with deadline(self._limits.turn_seconds):
-            persona = self._library.get(live.chat.persona_id)
             conversation = live.chat.conversation()
             turn = await self._composer.compose(standby, persona, conversation, speech.record.id)
             model = await standby.ready(0)
@@ -298,13 +349,18 @@ class Turns:
             cached_tokens=reply.stats.cached_tokens if reply.stats else None,
         )
 
-    def _persona(self, persona_id: str) -> Persona:
+    def persona(self, persona_id: str) -> Persona:
+        """The character as it is now. Raises `Refused` (`unknown_persona`)."""
         try:
-            return self._library.get(persona_id)
+            return self._characters.library.get(persona_id)
         except PersonaNotFound as error:
-            raise Refused(
-                ErrorCode.UNKNOWN_PERSONA, error.message, detail={"nearest": error.nearest}
-            ) from error
+            raise _unknown(error) from error
+
+    async def _of_chat(self, chat: Chat) -> Persona:
+        try:
+            return await self._characters.of_chat(chat.persona_id, chat.persona_revision)
+        except PersonaNotFound as error:
+            raise _unknown(error) from error
 
     def _spawn(self, work: Coroutine[object, object, R]) -> asyncio.Task[R]:
         task = asyncio.create_task(work)
@@ -329,6 +385,10 @@ async def deadline(seconds: float) -> AsyncGenerator[None, None]:
         raise BackendError(
             BackendErrorCode.TIMEOUT, f"no whole reply within {seconds:g} s", retryable=True
         ) from error
+
+
+def _unknown(error: PersonaNotFound) -> Refused:
+    return Refused(ErrorCode.UNKNOWN_PERSONA, error.message, detail={"nearest": error.nearest})
 
 
 def _speaking(turn: LiveTurn) -> Refused:

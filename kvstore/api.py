@@ -2,8 +2,8 @@
 
 Three levels, from the engine down:
 
-    PrefixStore     what the engine sees: match, load, missing, offer, poll; nothing here blocks
-    Tier            one place where blocks lie (host memory, LMDB): blocking, thread-safe
+    PrefixStore     what the engine sees: match, load, poll, missing, offer; nothing here blocks
+    Tier            one place where blocks lie (device, host memory, disk): blocking, thread-safe
     Block           the bytes of one layer group over one run of tokens
 
 A prefix of `p` tokens is restorable when, for every group, the blocks that its attention reads are
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Container, Iterable, Sequence
 
 __all__ = [
     "Block",
@@ -30,6 +30,8 @@ __all__ = [
     "Match",
     "PrefixKey",
     "PrefixStore",
+    "Room",
+    "Scope",
     "Space",
     "StoreStats",
     "Ticket",
@@ -62,16 +64,37 @@ class Space:
 
 
 @dataclass(frozen=True, slots=True)
+class Scope:
+    """What to delete: the blocks that `owner` put into one space, or a whole space (a tenant).
+
+    `owner` is an `owner_tag` of `kvstore.keys`: a persona revision or a conversation.
+    """
+
+    space: bytes
+    owner: bytes | None = None
+
+    def holds(self, block: Block) -> bool:
+        """Whether the block goes with this scope."""
+        return block.key.prefix.space == self.space and self.owner in (None, block.owner)
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
     """Layers whose KV is stored together. `window` None is global attention.
 
-    `bytes_per_token` is the size of the K and V of all `layers` for one token.
+    The payload of `n` tokens is, for each of `layers` in order, one run of `n * part` bytes for
+    each of `parts` (K codes, V codes, K scales, V scales; docs/kv-record.md).
     """
 
     id: int
     layers: tuple[int, ...]
     window: int | None
-    bytes_per_token: int
+    parts: tuple[int, ...]
+
+    @property
+    def bytes_per_token(self) -> int:
+        """The size of the K and V of all layers for one token."""
+        return len(self.layers) * sum(self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +112,7 @@ class Layout:
         return start - start % self.block_tokens
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PrefixKey:
     """Names a prefix of exactly `length` tokens inside one space.
 
@@ -101,14 +124,40 @@ class PrefixKey:
     length: int
     rolling: int
 
+    # Written out because a restore hashes and compares thousands of keys: the digest is as good
+    # as random, and bytes remember their hash.
 
-@dataclass(frozen=True, slots=True)
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, PrefixKey)
+            and self.digest == other.digest
+            and self.length == other.length
+            and self.space == other.space
+            and self.rolling == other.rolling
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class BlockKey:
     """Names the bytes of `group` over tokens [start, prefix.length) of a prefix."""
 
     prefix: PrefixKey
     start: int
     group: int
+
+    def __hash__(self) -> int:
+        return hash(self.prefix.digest) ^ self.group
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, BlockKey)
+            and self.group == other.group
+            and self.start == other.start
+            and self.prefix == other.prefix
+        )
 
     @property
     def tokens(self) -> int:
@@ -119,18 +168,21 @@ class BlockKey:
 class Block:
     """One stored run of KV.
 
-    `token_ids` are the ids of the run (compared on every hit), `payload` the raw bytes exactly as
-    attention reads them: `[layer, k|v, token, kv_head, dim]`, C order. Nobody changes it any more;
-    a memoryview is flat and of format "B".
+    `ids` are the token ids of the run, uint32 little-endian, compared on every hit. `payload` is
+    the bytes exactly as attention reads them (docs/kv-record.md has the layout); nobody changes
+    them while somebody else holds the block; a memoryview is flat and of format "B". `owner` says
+    whose deletion takes the block away: 16 bytes, or none for what only a whole tenant's deletion
+    takes.
     """
 
     key: BlockKey
-    token_ids: tuple[int, ...]
+    ids: bytes
     payload: bytes | memoryview
+    owner: bytes = b""
 
 
 class Chain(Protocol):
-    """The keys of every prefix of one token sequence (see `kvstore.keys`)."""
+    """The keys of every prefix of one token sequence, and whose they are (see `kvstore.keys`)."""
 
     @property
     def tokens(self) -> Sequence[int]:
@@ -141,8 +193,29 @@ class Chain(Protocol):
         """Appends `k` tokens in O(k)."""
         ...
 
+    @property
+    def space(self) -> bytes:
+        """The digest of the space."""
+        ...
+
+    def ids(self, start: int, end: int) -> bytes:
+        """The ids of tokens [start, end) as `Block.ids` has them."""
+        ...
+
+    def owner(self, key: BlockKey) -> bytes:
+        """Whose a block of this chain is, as `Block.owner` has it."""
+        ...
+
+    def is_shared(self, key: BlockKey) -> bool:
+        """Whether many chats begin with a block of this chain."""
+        ...
+
     def rolling(self, length: int) -> int:
         """The index value of the first `length` tokens."""
+        ...
+
+    def known(self, values: Container[int]) -> list[int]:
+        """The lengths whose rolling value is among `values`, longest first, 0 left out."""
         ...
 
     def key(self, length: int) -> PrefixKey:
@@ -173,17 +246,25 @@ class Ticket:
     id: int
 
 
+class Room(Protocol):
+    """Where a restore puts its blocks: slots of the device, or memory. Thread-safe."""
+
+    def take(self, keys: Sequence[BlockKey]) -> Sequence[memoryview] | None:
+        """Writable flat buffers of exactly the payloads' sizes; None when there is no room."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The end of a restore.
+    """The end of a restore: every block of `match` is in the room, or was there before.
 
     `match.length` may be shorter than what was asked (0 at worst): a block that turned out
-    damaged or gone is a miss, never an error. `blocks` are in token order inside each group.
+    damaged, slow or gone is a miss, never an error. Other buffers that the room gave hold
+    nothing of use. No tier touches a buffer any more.
     """
 
     ticket: Ticket
     match: Match
-    blocks: tuple[Block, ...]
     elapsed_ms: float
 
 
@@ -211,25 +292,39 @@ class Tier(Protocol):
     """
 
     name: str
+    near: bool
+    """Whether `leading` answers from this process's memory, at once. A tier that is not near
+    (another machine) is asked only behind the engine's back."""
 
     def leading(self, keys: Sequence[BlockKey]) -> int:
         """How many of `keys`, counted from the first, are held without a gap."""
         ...
 
-    def get(self, keys: Sequence[BlockKey]) -> list[Block | None]:
-        """The blocks, None where one is missing or damaged. Copies: valid for ever."""
+    def fetch(self, keys: Sequence[BlockKey], into: Sequence[memoryview]) -> list[bytes | None]:
+        """Writes each block's payload into its buffer; gives the block's ids.
+
+        None where a block is missing, damaged or not of the buffer's size; that buffer then holds
+        nothing of use.
+        """
         ...
 
     def put(self, blocks: Sequence[Block]) -> int:
-        """Stores what it can and says how many it holds now; an existing key is left as it is."""
+        """Stores what it can, copying; says how many it holds now. An existing key stays as is."""
         ...
 
     def held(self) -> list[BlockKey]:
-        """Everything it holds now, from memory."""
+        """Everything it holds now, from memory; nothing from a tier that is not near."""
         ...
 
     def discard(self, keys: Sequence[BlockKey]) -> None:
         """Forgets these; unknown keys are fine."""
+        ...
+
+    def purge(self, scope: Scope) -> int:
+        """Deletes a scope's blocks, bytes included; says how many. Nothing of them is left to find.
+
+        Raises `StoreError` when that could not be done whole.
+        """
         ...
 
     def stats(self) -> TierStats:
@@ -253,17 +348,28 @@ class StoreStats:
 
 
 class PrefixStore(Protocol):
-    """What the engine sees. Only the engine's thread calls it; no call blocks on a tier's I/O."""
+    """What the engine sees. Only the engine's thread calls it; no call blocks on a tier's I/O.
+
+    The first tier is where attention reads (the device): the engine puts blocks there itself.
+    """
 
     def match(self, chain: Chain) -> Match:
-        """The longest restorable prefix of the chain; a look-up in memory."""
+        """The longest restorable prefix; a look-up in memory."""
         ...
 
-    def load(self, match: Match, chain: Chain) -> Ticket:
-        """Starts to bring the match's blocks; the result comes out of `poll`.
+    def load(
+        self, match: Match, chain: Chain, room: Room, boundaries: Sequence[int] = ()
+    ) -> Ticket:
+        """Starts to bring the match's blocks that the device lacks; the end comes out of `poll`.
 
-        The caller leaves `chain` as it is until then.
+        Tiers that are not near are asked for more than the match at block ends and `boundaries`
+        (message ends, in tokens). The caller leaves `chain` as it is until then.
         """
+        ...
+
+    @property
+    def asks_far(self) -> bool:
+        """Whether `load` may find more than `match` did."""
         ...
 
     def poll(self) -> list[Loaded]:
@@ -271,15 +377,35 @@ class PrefixStore(Protocol):
         ...
 
     def missing(self, chain: Chain, length: int) -> list[BlockKey]:
-        """The blocks that the prefix of `length` tokens needs and the store does not hold."""
+        """The blocks that the prefix of `length` tokens needs and host memory does not hold."""
         ...
 
     def offer(self, blocks: Sequence[Block]) -> int:
-        """Keeps blocks in memory now, queues them for the slower tiers; how many were queued.
+        """Keeps blocks in memory now, queues them for the slower tiers; how many either took.
 
         A full queue drops and counts. What a restore uses later and a slower tier lacks, because
         of that or because it has dropped it since, is queued again.
         """
+        ...
+
+    def share(self, space: bytes, owner: bytes) -> None:
+        """This owner's blocks are the beginning of many chats: they stay longest."""
+        ...
+
+    def prefetch(self, chain: Chain, boundaries: Sequence[int] = ()) -> None:
+        """Somebody is about to speak: brings what slower tiers hold of the prefix to memory."""
+        ...
+
+    def retire(self, space: bytes, owner: bytes) -> None:
+        """Somebody left: their blocks go to the slower tiers and are the first to leave memory."""
+        ...
+
+    def purge(self, scope: Scope) -> Ticket:
+        """Deletes a scope's blocks from every tier and queue; the end comes out of `purged`."""
+        ...
+
+    def purged(self) -> list[tuple[Ticket, int, str]]:
+        """Deletions that ended since the last call: blocks deleted, and a problem or ""."""
         ...
 
     def stats(self) -> StoreStats:

@@ -1,28 +1,27 @@
-"""Blocks in LMDB, so that they outlive the process.
+"""Blocks on disk, so that they outlive the process.
 
-The folder holds generations, each an LMDB environment of its own:
+The folder holds generations (`kvstore/generation.py`), each a segment of records with its index:
 
     LOCK            held while a store is open here; two processes may not share the folder
+    KEEPER          held by the process that has the LMDB files open (`kvstore/keeper.py`)
     MANIFEST.json   record format and LMDB engine; another one's files are dropped, not read
+    PURGE           deletions that are not done yet; the next start does them
     gen-00000001/   oldest
     gen-00000002/   newest: the one that is written
 
-Eviction drops the oldest generation whole: LMDB never shrinks a file and fragments large values,
-and a dropped file gives its bytes back at once. A block that is still wanted is then a miss once,
-and stored again by whoever recomputes it.
+Eviction drops the oldest generation whole, which gives its bytes back at once. A block that is
+still wanted is then a miss once, and stored again by whoever recomputes it.
 
-`sync=False`: a power cut may lose the last seconds, and the verifier of LMDB (which reads the file
-without trusting it) decides at the next start whether a generation may be opened at all. Never
-`writemap`: a full disk would kill the process.
+Nothing here maps a file: payloads are read with preadv into the caller's memory, LMDB is another
+process's. Nothing is synced but deletions: a power cut may lose the last seconds.
 
 A read waits for no write: `_writing` is held by whoever changes files, for as long as the disk
-takes; `_lock` guards the index and keeps an environment open while one record is copied out of it.
-Who needs both takes `_writing` first.
+takes; `_lock` guards the index. Who needs both takes `_writing` first.
 """
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 import os
 import shutil
@@ -31,86 +30,93 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import lmdb
 import structlog
-from lmdb import verify
 
 from kvstore.api import TierStats
+from kvstore.claim import claim
 from kvstore.errors import RecordDamaged, StoreError
-from kvstore.record import VERSION, decode, decode_key, encode_head, encode_key
+from kvstore.generation import INDEX_BYTES, Entry, Generation
+from kvstore.intents import Intents
+from kvstore.keeper import ENGINE, Keeper
+from kvstore.record import VERSION
+from kvstore.segment import no_failpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from kvstore.api import Block, BlockKey
+    from kvstore.api import Block, BlockKey, Scope
+    from kvstore.segment import Failpoint
 
-__all__ = ["DiskTier"]
+__all__ = ["MANIFEST", "DiskTier"]
 
 log = structlog.get_logger()
 
-ENGINE = 0  # LMDB 0.9; files of 1.x cannot be read by 0.9 and the other way round
-MANIFEST = {"record": VERSION, "lmdb": ENGINE}
+MANIFEST = {"record": VERSION, "lmdb": ENGINE, "payload": "segments"}
 GENERATIONS = 4
-PAGE = 4096
-SPARE = 64 << 20
-"""Address space of an environment beyond its share: LMDB's own pages and a last large batch."""
 PAUSE_SECONDS = 30.0
 """How long nothing is written after a write has failed: a full disk is not full for a moment."""
+HEAD_BYTES = 1024
+"""What a record takes beside its payload, at most, for a guess at what a batch will take."""
 
 
-@dataclass(slots=True)
-class _Generation:
-    number: int
-    path: Path
-    env: lmdb.Environment
-    held: dict[BlockKey, int]
-    bytes: int
-    sealed: bool = False
+@dataclass(frozen=True, slots=True)
+class _Doomed:
+    """A record that nobody will read again and whose bytes are still there."""
 
-
-def _on_disk(size: int) -> int:
-    """What a record of `size` bytes takes in the file: whole pages with a header of 16 bytes."""
-    return -(-(size + 16) // PAGE) * PAGE
-
-
-def _is_stillborn(folder: Path) -> bool:
-    """Whether a generation lacks LMDB's first two pages: its making or dropping was cut short."""
-    try:
-        return (folder / "data.mdb").stat().st_size < 2 * PAGE
-    except FileNotFoundError:
-        return folder.is_dir()
-    except OSError:
-        return False
+    generation: Generation
+    entry: Entry
 
 
 class DiskTier:
     """Implements `kvstore.api.Tier` on a folder, at most about `max_bytes` of files.
 
     Opening raises `StoreError` when the folder cannot be used at all. Damaged or foreign files in
-    it are dropped with one warning each and counted in `stats().damaged`.
+    it are dropped or read without their index, with one warning each, and counted in
+    `stats().damaged`. `failpoint` is called with the name of each point where a crash must be
+    survived; `keeper` is for tests.
     """
 
     name = "disk"
+    near = True
 
-    def __init__(self, path: Path, max_bytes: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        max_bytes: int,
+        *,
+        failpoint: Failpoint = no_failpoint,
+        keeper: Keeper | None = None,
+    ) -> None:
         self._path = path
         self._max_bytes = max_bytes
         self._share = max(1, max_bytes // GENERATIONS)
+        self._failpoint = failpoint
         self._lock = threading.RLock()
         self._writing = threading.Lock()
         self._counts = TierStats(self.name)
-        self._generations: list[_Generation] = []
-        self._where: dict[BlockKey, _Generation] = {}
+        self._generations: list[Generation] = []
+        self._where: dict[BlockKey, Generation] = {}
+        self._doomed: list[_Doomed] = []
+        self._stuck: list[Path] = []  # dropped generations whose files would not go
+        self._last = 0  # number of the newest generation that ever was
         self._paused_until = 0.0
-        self._scratch = bytearray()
-        self._lock_file = self._claim()
+        self._lock_file = claim(path)
+        self._keeper = keeper or Keeper(path)
         try:
             self._check_manifest()
+            self._intents = Intents(path / "PURGE", failpoint)
+            if self._intents.unreadable:
+                # Nobody can say whose bytes were to go: all of them do.
+                for folder in self._folders():
+                    self._distrust(folder, "an order to delete was damaged")
+                self._intents.clear()
             self._open_all()
-        except OSError as error:
+        except (OSError, StoreError) as error:
+            self._keeper.close()
             os.close(self._lock_file)
-            raise StoreError(f"KV folder {path}: {error.strerror or error}") from error
+            text = (isinstance(error, OSError) and error.strerror) or error
+            raise StoreError(f"KV folder {path}: {text}") from error
 
     def leading(self, keys: Sequence[BlockKey]) -> int:
         # Without a lock: looking into the index is atomic, and an answer may be out of date as
@@ -120,24 +126,35 @@ class DiskTier:
                 return index
         return len(keys)
 
-    def get(self, keys: Sequence[BlockKey]) -> list[Block | None]:
-        found = [self._read(key) for key in keys]
-        hits = sum(block is not None for block in found)
+    def fetch(self, keys: Sequence[BlockKey], into: Sequence[memoryview]) -> list[bytes | None]:
+        ids: list[bytes | None] = [None] * len(keys)
+        cold: list[tuple[int, Generation, Entry]] = []
+        for index, (key, buffer) in enumerate(zip(keys, into, strict=True)):
+            generation = self._where.get(key)
+            entry = generation.held.get(key) if generation else None
+            if generation is None or entry is None or entry.payload_bytes != len(buffer):
+                continue
+            ids[index] = self._read(generation, key, entry, buffer, wait=False)
+            if ids[index] is None and self._where.get(key) is generation:
+                cold.append((index, generation, entry))
+        # What is not in memory is asked for all at once, then waited for one by one.
+        for _, generation, entry in cold:
+            generation.will_read(entry)
+        for index, generation, entry in cold:
+            ids[index] = self._read(generation, keys[index], entry, into[index], wait=True)
+        hits = sum(run is not None for run in ids)
         self._count(hits=hits, misses=len(keys) - hits)
-        return found
+        return ids
 
     def put(self, blocks: Sequence[Block]) -> int:
         with self._writing:
-            new = [b for b in blocks if b.key not in self._where]
+            new = {b.key: b for b in blocks if b.key not in self._where}
             if self._lock_file < 0 or time.monotonic() < self._paused_until:
                 self._count(refused=len(new))
             elif new:
-                try:
-                    self._write(new)
-                except (lmdb.Error, OSError) as error:
-                    log.warning("kv_write_failed", problem=str(error), path=str(self._path))
-                    self._paused_until = time.monotonic() + PAUSE_SECONDS
-                    self._count(refused=len(new), errors=1)
+                with self._trouble("kv_write_failed", refused=len(new)):
+                    self._erase_doomed()
+                    self._write(list(new.values()))
             return sum(b.key in self._where for b in blocks)
 
     def held(self) -> list[BlockKey]:
@@ -147,45 +164,67 @@ class DiskTier:
     def discard(self, keys: Sequence[BlockKey]) -> None:
         with self._writing:
             for key in keys:
-                generation = self._forget(key)
-                if generation is None:
-                    continue
-                try:
-                    with generation.env.begin(write=True) as txn:
-                        txn.delete(encode_key(key))
-                except (lmdb.Error, OSError) as error:
-                    # The index has forgotten it; the bytes go with their generation.
-                    log.warning("kv_discard_failed", problem=str(error))
-                    self._count(errors=1)
+                self._doom(key)
+            # What cannot be overwritten now is when something is written next.
+            with self._trouble("kv_discard_failed"):
+                self._erase_doomed()
+
+    def purge(self, scope: Scope) -> int:
+        with self._writing:
+            if self._lock_file < 0:
+                return 0
+            try:
+                self._intents.add(scope)
+                deleted = self._purge(scope)
+                self._intents.remove(scope)
+            except (OSError, StoreError) as error:
+                log.error("kv_purge_failed", problem=str(error), path=str(self._path))
+                self._count(errors=1)
+                raise StoreError(f"not everything could be deleted yet: {error}") from error
+            return deleted
 
     def stats(self) -> TierStats:
         with self._lock:
             size = sum(g.bytes for g in self._generations)
             return replace(self._counts, blocks=len(self._where), bytes=size)
 
+    def index_state(self) -> list[dict[str, int]]:
+        """Entries, pages in use, pages of the file and readers of each generation's LMDB."""
+        with self._writing:
+            return [g.index_state() for g in self._generations]
+
+    def compact(self) -> int:
+        """Rewrites generations that are less than three quarters full; says how many."""
+        with self._writing:
+            done = 0
+            with self._trouble("kv_compact_failed"):
+                self._erase_doomed()
+            for generation in self._generations:
+                if generation.is_sparse:
+                    with self._trouble("kv_compact_failed"), self._lock:
+                        generation.squeeze()
+                        done += 1
+            self._where = {k: g for g in self._generations for k in g.held}
+            return done
+
     def close(self) -> None:
         with self._writing, self._lock:
             if self._lock_file < 0:
                 return
-            for generation in self._generations:
-                generation.env.close()
+            with self._trouble("kv_close_failed"):
+                self._erase_doomed()
+                for generation in self._generations:
+                    if generation.is_behind:
+                        generation.mend()
+            self._keeper.close()
             self._generations.clear()
             self._where.clear()
+            self._doomed.clear()
             os.close(self._lock_file)
             self._lock_file = -1
 
-    def _claim(self) -> int:
-        try:
-            self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            claimed = os.open(self._path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise StoreError(f"KV folder {self._path}: {error.strerror or error}") from error
-        try:
-            fcntl.flock(claimed, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(claimed)
-            raise StoreError(f"KV folder {self._path} is in use by another process") from None
-        return claimed
+    def _folders(self) -> list[Path]:
+        return sorted(self._path.glob("gen-*"))
 
     def _check_manifest(self) -> None:
         manifest = self._path / "MANIFEST.json"
@@ -195,58 +234,41 @@ class DiskTier:
             same = False
         if same:
             return
-        for folder in sorted(self._path.glob("gen-*")):
+        for folder in self._folders():
             self._distrust(folder, "written by another version")
         fresh = manifest.with_suffix(".new")
         fresh.write_text(json.dumps(MANIFEST))
+        self._failpoint("manifest_written")
         fresh.replace(manifest)
 
     def _open_all(self) -> None:
-        for folder in sorted(self._path.glob("gen-*")):
-            if _is_stillborn(folder):
-                shutil.rmtree(folder)
-                continue
+        for folder in self._folders():
             try:
-                problems = verify.verify(str(folder))
-                if problems:
-                    raise RecordDamaged(str(problems[0]))
-                generation = self._open(folder)
-                self._index(generation)
-            except Exception as error:
-                # Whatever a foreign file makes the verifier or the library trip over.
-                self._distrust(folder, str(error) or type(error).__name__)
+                generation = Generation(folder, self._keeper, self._failpoint)
+            except (OSError, ValueError) as error:
+                self._distrust(folder, str(error))
                 continue
+            self._last = max(self._last, generation.number)
+            if generation.problem:
+                log.warning(
+                    "kv_index_lost",
+                    folder=folder.name,
+                    problem=generation.problem,
+                    blocks=len(generation.held),
+                )
+                self._count(damaged=1)
+            if not generation.held:
+                generation.drop()  # its making or dropping was cut short
+                continue
+            for key in generation.held:
+                self._doom(key)  # an older record of it, which could not be overwritten
             self._generations.append(generation)
+            self._where |= dict.fromkeys(generation.held, generation)
+        for scope in self._intents.scopes:
+            self._purge(scope)
+        self._intents.clear()
         while self._used() > self._max_bytes:
-            self._drop_oldest()
-
-    def _open(self, folder: Path) -> _Generation:
-        number = int(folder.name.removeprefix("gen-"))
-        folder.mkdir(mode=0o700, exist_ok=True)
-        env = lmdb.open(
-            str(folder),
-            map_size=2 * self._share + SPARE,
-            sync=False,
-            writemap=False,
-            meminit=False,
-            readahead=True,
-            max_readers=16,
-            lib_version=ENGINE,
-        )
-        env.reader_check()
-        return _Generation(number, folder, env, {}, 0)
-
-    def _index(self, generation: _Generation) -> None:
-        try:
-            with generation.env.begin(buffers=True) as txn, txn.cursor() as cursor:
-                for raw, value in cursor:
-                    key = decode_key(bytes(raw))
-                    generation.held[key] = _on_disk(len(value))
-        except BaseException:
-            generation.env.close()
-            raise
-        generation.bytes = sum(generation.held.values())
-        self._where |= dict.fromkeys(generation.held, generation)
+            self._drop(self._generations[0])
 
     def _distrust(self, folder: Path, problem: str) -> None:
         log.warning("kv_generation_dropped", folder=folder.name, problem=problem)
@@ -256,120 +278,123 @@ class DiskTier:
             folder.unlink()
         self._count(damaged=1)
 
-    def _read(self, key: BlockKey) -> Block | None:
-        with self._lock:
-            generation = self._where.get(key)
-            if generation is None:
-                return None
-            try:
-                with generation.env.begin(buffers=True) as txn:
-                    record = txn.get(encode_key(key))
-                    if record is None:
-                        raise RecordDamaged("gone")
-                    block = decode(record)
-                    del record  # it points into the map and dies with the transaction
-                if block.key != key:
-                    raise RecordDamaged("another block's record")
-            except (lmdb.Error, OSError, RecordDamaged) as error:
+    def _read(
+        self, generation: Generation, key: BlockKey, entry: Entry, into: memoryview, *, wait: bool
+    ) -> bytes | None:
+        try:
+            return generation.read(key, entry, into, wait=wait)
+        except RecordDamaged as error:
+            # It may have been deleted while it was read; then there is nothing to tell.
+            if self._doom(key, only=entry):
                 log.warning("kv_record_damaged", problem=str(error))
                 self._count(damaged=1)
-                # The record stays until its generation goes; the next start finds it again.
-                self._forget(key)
-                return None
-            return block
+            return None
 
-    def _forget(self, key: BlockKey) -> _Generation | None:
-        """Takes a block out of the index; the generation that still has its bytes."""
+    def _doom(self, key: BlockKey, only: Entry | None = None) -> bool:
+        """Takes a block out of the index; its bytes are overwritten at the next write."""
         with self._lock:
-            generation = self._where.pop(key, None)
-            if generation is not None:
-                generation.bytes -= generation.held.pop(key)
-            return generation
+            generation = self._where.get(key)
+            if generation is None or only not in (None, generation.held[key]):
+                return False
+            del self._where[key]
+            entry = generation.held.pop(key)
+            generation.bytes -= entry.extent[1] + INDEX_BYTES
+            self._doomed.append(_Doomed(generation, entry))
+            return True
+
+    def _erase_doomed(self) -> None:
+        """Overwrites what is doomed. Raises `OSError` or `StoreError`; the rest stays doomed."""
+        while self._doomed:
+            generation = self._doomed[0].generation
+            with self._lock:
+                doomed = [d for d in self._doomed if d.generation is generation]
+            generation.erase([d.entry for d in doomed])
+            with self._lock:
+                self._doomed = [d for d in self._doomed if d not in doomed]
+            if not generation.held and generation is not self._generations[-1]:
+                self._drop(generation)
+
+    def _purge(self, scope: Scope) -> int:
+        """Raises `OSError` or `StoreError`; what is left is doomed, and done by the next try."""
+        while self._stuck:
+            shutil.rmtree(self._stuck[-1])
+            self._stuck.pop()
+        gone = [
+            key
+            for generation in self._generations
+            for key, entry in generation.held.items()
+            if key.prefix.space == scope.space and scope.owner in (None, entry.owner)
+        ]
+        for key in gone:
+            self._doom(key)
+        self._failpoint("purge_found")
+        self._erase_doomed()
+        self._failpoint("purge_erased")
+        return len(gone)
 
     def _write(self, blocks: Sequence[Block]) -> None:
-        heads = {block.key: (encode_head(block), block) for block in blocks}
-        sizes = {
-            key: _on_disk(len(head) + len(block.payload)) for key, (head, block) in heads.items()
-        }
-        size = sum(sizes.values())
+        size = sum(len(b.payload) + HEAD_BYTES for b in blocks)
         if size > self._max_bytes:
-            self._count(refused=len(sizes))
+            self._count(refused=len(blocks))
             return
         generation = self._newest(size)
-        try:
-            with generation.env.begin(write=True) as txn:
-                for key, (head, block) in heads.items():
-                    txn.put(encode_key(key), self._joined(head, block.payload))
-        except lmdb.Error:
-            generation.sealed = True  # it may be full, or past writing for good
-            raise
+        entries = generation.append(blocks)
         with self._lock:
-            generation.held |= sizes
-            self._where |= dict.fromkeys(sizes, generation)
-            generation.bytes += size
-        self._count(stored=len(sizes))
+            generation.held |= entries
+            generation.bytes += sum(e.extent[1] + INDEX_BYTES for e in entries.values())
+            self._where |= dict.fromkeys(entries, generation)
+        self._count(stored=len(entries))
+        self._index(generation, entries)
         while self._used() > self._max_bytes:
-            self._drop_oldest()
+            self._drop(self._generations[0])
 
-    def _joined(self, head: bytes, payload: bytes | memoryview) -> memoryview:
-        # LMDB copies it at once. Memory that is used again takes no page faults: several times
-        # the speed of new bytes for every record.
-        end = len(head) + len(payload)
-        if len(self._scratch) < end:
-            self._scratch = bytearray(end)
-        record = memoryview(self._scratch)[:end]
-        record[: len(head)] = head
-        record[len(head) :] = payload
-        return record
+    def _index(self, generation: Generation, entries: dict[BlockKey, Entry]) -> None:
+        try:
+            generation.index(entries)
+        except StoreError as error:
+            log.warning("kv_index_lost", problem=error.message, folder=generation.folder.name)
+            self._count(errors=1)
+            with self._trouble("kv_index_stopped"):
+                generation.mend()
 
-    def _newest(self, size: int) -> _Generation:
+    def _newest(self, size: int) -> Generation:
         newest = self._generations[-1] if self._generations else None
-        if newest is not None and not newest.bytes:
-            return newest
-        if newest is None or newest.sealed or newest.bytes + size > self._share:
-            number = newest.number + 1 if newest else 1
-            newest = self._open(self._path / f"gen-{number:08d}")
+        if newest is None or (newest.end and newest.end + size > self._share):
+            folder = self._path / f"gen-{self._last + 1:08d}"
+            newest = Generation(folder, self._keeper, self._failpoint)
+            self._last = newest.number
             with self._lock:
                 self._generations.append(newest)
         return newest
 
-    def _drop_oldest(self) -> None:
+    def _drop(self, generation: Generation) -> None:
         with self._lock:
-            oldest = self._generations.pop(0)
-            for key in oldest.held:
-                if self._where.get(key) is oldest:
-                    del self._where[key]
-            oldest.env.close()
-        self._count(evicted=len(oldest.held))
+            self._generations.remove(generation)
+            for key in generation.held:
+                del self._where[key]
+            self._doomed = [d for d in self._doomed if d.generation is not generation]
+        self._count(evicted=len(generation.held))
         try:
-            shutil.rmtree(oldest.path)
+            generation.drop()
         except OSError as error:
-            log.warning("kv_drop_failed", problem=str(error), path=str(oldest.path))
+            log.warning("kv_drop_failed", problem=str(error), path=str(generation.folder))
+            self._stuck.append(generation.folder)
             self._count(errors=1)
 
     def _used(self) -> int:
-        return sum(g.bytes for g in self._generations)
+        return sum(g.taken for g in self._generations)
 
-    def _count(
-        self,
-        *,
-        hits: int = 0,
-        misses: int = 0,
-        stored: int = 0,
-        evicted: int = 0,
-        damaged: int = 0,
-        refused: int = 0,
-        errors: int = 0,
-    ) -> None:
+    @contextlib.contextmanager
+    def _trouble(self, event: str, refused: int = 0) -> Iterator[None]:
+        """Turns what a disk can do to us into a line, counters and a pause."""
+        try:
+            yield
+        except (OSError, StoreError) as error:
+            log.warning(event, problem=str(error), path=str(self._path))
+            self._paused_until = time.monotonic() + PAUSE_SECONDS
+            self._count(refused=refused, errors=1)
+
+    def _count(self, **more: int) -> None:
         with self._lock:
-            c = self._counts
-            self._counts = replace(
-                c,
-                hits=c.hits + hits,
-                misses=c.misses + misses,
-                stored=c.stored + stored,
-                evicted=c.evicted + evicted,
-                damaged=c.damaged + damaged,
-                refused=c.refused + refused,
-                errors=c.errors + errors,
-            )
+            was = self._counts
+            self._counts = replace(was, **{n: getattr(was, n) + k for n, k in more.items()})

@@ -1,11 +1,13 @@
 """Tiers in a row behind one face: what the engine calls `PrefixStore`.
 
     match       finds the longest restorable prefix, in memory
-    load        a reader thread brings its blocks, promoting them to the first tier
-    offer       the first tier takes blocks at once; a writer thread carries them to the others
+    load        a reader thread brings what the device lacks, straight into the engine's room
+    offer       host memory takes blocks at once; a writer thread carries them to the slower tiers
+    purge       a scope's blocks leave every tier, in order with the writes
 
 Which lengths are stored is known by the rolling value of every stored block's end, so that one
 pass over a chain, longest prefix first, finds message boundaries without being told where they are.
+A tier on another machine cannot be looked up so; it is asked while a restore is under way anyway.
 """
 
 from __future__ import annotations
@@ -14,132 +16,165 @@ import itertools
 import queue
 import threading
 import time
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
-from kvstore.api import BlockKey, Loaded, Match, StoreStats, Ticket
+from kvstore.api import Block, Loaded, Match, StoreStats, Ticket
+from kvstore.ends import Ends
+from kvstore.plan import Plan, Planner, Trouble
+from kvstore.policy import Policy
+from kvstore.writing import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from kvstore.api import Block, Chain, Group, Layout, PrefixKey, Tier
+    from kvstore.api import BlockKey, Chain, Layout, Room, Scope, Tier
+    from kvstore.host import HostTier
 
 __all__ = ["TieredStore"]
 
 log = structlog.get_logger()
 
-BATCH_BYTES = 8 << 20
+T = TypeVar("T")
+
 QUEUE_BYTES = 256 << 20
 CLOSE_SECONDS = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Gap:
-    """A block that no tier holds: no prefix of `below` tokens or more can be restored."""
-
-    group: Group
-    below: int
-
-
-@dataclass(slots=True)
-class _Trouble:
-    """What one load has found to be unusable: tiers that failed, blocks that were not right."""
-
-    tiers: set[int] = field(default_factory=set)
-    keys: set[BlockKey] = field(default_factory=set)
+READERS = 4
+SENT = 1 << 17
+"""Blocks that are remembered to have gone to the far tiers."""
+FAR_LOOKS = 8
+"""How many lengths a far tier is asked for in one restore."""
 
 
 class TieredStore:
-    """Implements `kvstore.api.PrefixStore` over `tiers`, fastest first; owns and closes them.
+    """Implements `kvstore.api.PrefixStore`; owns and closes its tiers.
 
-    The first tier is memory: it is written on the caller's thread. The others are written by a
-    thread of this store, from a queue of at most `queue_bytes`.
+    `device` is where attention reads, `host` is memory; `slower` come after, fastest first. They
+    are written by a thread of this store, from a queue of at most `queue_bytes`.
     """
 
     def __init__(
         self,
         layout: Layout,
-        tiers: Sequence[Tier],
+        device: Tier,
+        host: HostTier,
+        slower: Sequence[Tier] = (),
         *,
+        policy: Policy | None = None,
         queue_bytes: int = QUEUE_BYTES,
         close_seconds: float = CLOSE_SECONDS,
     ) -> None:
         self._layout = layout
-        self._tiers = tuple(tiers)
-        self._queue_bytes = queue_bytes
+        self._host = host
+        self._tiers: tuple[Tier, ...] = (device, host, *slower)
+        self._far = [i for i, tier in enumerate(self._tiers) if not tier.near]
+        self._policy = policy or Policy()
         self._close_seconds = close_seconds
-        # The likeliest gap first: windows are evicted more often than what everybody shares.
-        self._windows_first = sorted(layout.groups, key=lambda g: g.window is None)
         self._bytes_per_token = {g.id: g.bytes_per_token for g in layout.groups}
-        self._lock = threading.Lock()  # guards the next eight
-        self._ends: dict[int, set[PrefixKey]] = {}
-        self._known = 0
-        self._fresh: set[PrefixKey] = set()  # learned since the last rebuild began
-        self._rebuild_at = 0
-        self._pending: set[BlockKey] = set()  # queued or being written
-        self._queued = 0  # their bytes
-        self._dropped = 0
-        self._offered = 0
+        self._ends = Ends(self._tiers)
+        self._planner = Planner(layout, self._tiers, self._ends)
+        self._writer = Writer(tuple(slower), queue_bytes, self._ends)
+        self._lock = threading.Lock()  # guards the next three
+        self._sent: dict[BlockKey, None] = {}  # touched by the engine's thread alone
+        self._flights: dict[BlockKey, threading.Event] = {}
         self._closed = False
-        self._abandoned = False
+        self._offered = self._refused = 0
         self._tickets = itertools.count(1)
         self._done: queue.SimpleQueue[Loaded] = queue.SimpleQueue()
-        self._loads: queue.SimpleQueue[tuple[Ticket, Match, Chain] | None] = queue.SimpleQueue()
-        self._writes: queue.SimpleQueue[Block | None] = queue.SimpleQueue()
-        self._reader = threading.Thread(target=self._read_ahead, name="kv-reader", daemon=True)
-        self._writer = threading.Thread(target=self._write_behind, name="kv-writer", daemon=True)
-        self._rebuild_ends()
-        self._reader.start()
-        self._writer.start()
+        self._purged: queue.SimpleQueue[tuple[Ticket, int, str]] = queue.SimpleQueue()
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="kv-reader")
+
+    @property
+    def asks_far(self) -> bool:
+        """Whether `load` may find more than `match` did."""
+        return bool(self._far)
 
     def match(self, chain: Chain) -> Match:
-        """The longest restorable prefix; see `kvstore.api.PrefixStore`."""
-        return self._match(chain, _Trouble())
+        """The longest prefix that is worth restoring; see `kvstore.api.PrefixStore`."""
+        passed_over = Trouble()
+        plan = self._planner.find(chain, passed_over)
+        while (slowest := max(plan.tiers.values(), default=0)) > 1:
+            passed_over.tiers.add(slowest)
+            nearer = self._planner.find(chain, passed_over)
+            slow = [key for key, tier in plan.tiers.items() if tier == slowest]
+            size = sum(key.tokens * self._bytes_per_token[key.group] for key in slow)
+            if self._policy.worth(plan.length - nearer.length, {self._tiers[slowest].name: size}):
+                break
+            plan = replace(nearer, miss="slow")
+        return self._planner.match(plan)
 
-    def load(self, match: Match, chain: Chain) -> Ticket:
+    def load(
+        self, match: Match, chain: Chain, room: Room, boundaries: Sequence[int] = ()
+    ) -> Ticket:
         """Starts a restore; see `kvstore.api.PrefixStore`."""
         ticket = Ticket(next(self._tickets))
-        self._loads.put((ticket, match, chain))
+        if self._closed:
+            self._done.put(Loaded(ticket, Match(0, miss="closed"), 0.0))
+        elif self._far or not self._copied(ticket, match, chain, room):
+            self._readers.submit(self._bring, ticket, match, chain, room, tuple(boundaries))
         return ticket
 
     def poll(self) -> list[Loaded]:
         """Restores that ended since the last call."""
-        ended = []
-        while True:
-            try:
-                ended.append(self._done.get_nowait())
-            except queue.Empty:
-                return ended
+        return _drained(self._done)
 
     def missing(self, chain: Chain, length: int) -> list[BlockKey]:
-        """The blocks that the prefix of `length` tokens needs and no tier holds."""
-        return [
-            key
-            for group in self._layout.groups
-            for start in self._starts(group, length)
-            if self._tier_of(key := self._key(chain, group, start, length)) is None
-        ]
+        """The blocks that the prefix of `length` tokens needs and host memory does not hold.
+
+        Those that only a slower tier holds are among them: they were restored from there, and
+        the next restore should find them nearer.
+        """
+        needed = self._planner.needed(chain, length)
+        return [key for key in needed if not self._host.leading([key])]
 
     def offer(self, blocks: Sequence[Block]) -> int:
-        """Keeps blocks in the first tier now and in the others behind the reply."""
+        """Keeps blocks in host memory now and in the slower tiers behind the reply."""
         with self._lock:
             self._offered += len(blocks)
             if self._closed:
-                self._dropped += len(blocks)
+                self._refused += len(blocks)
                 return 0
-        self._keep(blocks)
-        with self._lock:
-            for block in blocks:
-                self._learn(block.key.prefix)
-        return self._enqueue(blocks)
+        self._ends.learn(block.key.prefix for block in blocks)
+        kept = 0
+        try:
+            kept = self._host.put(blocks)
+        except Exception:
+            log.exception("kv_write_failed", tier=self._host.name)
+        return max(kept, self._queue(blocks))
+
+    def share(self, space: bytes, owner: bytes) -> None:
+        """This owner's blocks are the beginning of many chats: they stay longest."""
+        self._host.share(space, owner)
+
+    def prefetch(self, chain: Chain, boundaries: Sequence[int] = ()) -> None:
+        """Brings what slower tiers hold of the prefix to host memory, behind."""
+        if not self._closed:
+            self._readers.submit(self._warm, chain, tuple(boundaries))
+
+    def retire(self, space: bytes, owner: bytes) -> None:
+        """Somebody left: their blocks are the first to leave memory; the disk has them."""
+        self._host.retire(space, owner)
+        blocks = (self._host.block(key) for key in self._host.owned(space, owner))
+        self._queue([block for block in blocks if block is not None])
+
+    def purge(self, scope: Scope) -> Ticket:
+        """Deletes a scope's blocks everywhere, after the writes that are queued."""
+        ticket = Ticket(next(self._tickets))
+        self._writer.run(lambda: self._purge(ticket, scope))
+        return ticket
+
+    def purged(self) -> list[tuple[Ticket, int, str]]:
+        """Deletions that ended since the last call."""
+        return _drained(self._purged)
 
     def stats(self) -> StoreStats:
         """A snapshot."""
-        with self._lock:
-            offered, dropped, queued = self._offered, self._dropped, self._queued
-        return StoreStats(tuple(t.stats() for t in self._tiers), offered, dropped, queued)
+        dropped, queued = self._writer.counts()
+        tiers = tuple(tier.stats() for tier in self._tiers)
+        return StoreStats(tiers, self._offered, dropped + self._refused, queued)
 
     def close(self) -> None:
         """Writes what is queued, for ten seconds at most, and closes the tiers."""
@@ -148,217 +183,214 @@ class TieredStore:
                 return
             self._closed = True
         deadline = time.monotonic() + self._close_seconds
-        for thread, orders in ((self._reader, self._loads), (self._writer, self._writes)):
-            orders.put(None)
-            thread.join(max(0.0, deadline - time.monotonic()))
-        self._abandoned = True
-        if self._reader.is_alive() or self._writer.is_alive():
+        self._readers.shutdown(wait=False, cancel_futures=True)
+        if not self._writer.close(deadline):
             # A tier that hangs would hang in its close as well; the process is about to end.
-            log.warning("kv_close_abandoned", queued_bytes=self._queued)
+            log.warning("kv_close_abandoned", queued_bytes=self._writer.counts()[1])
             return
         for tier in self._tiers:
             tier.close()
 
-    def _match(self, chain: Chain, trouble: _Trouble) -> Match:
-        # No lock: the dictionary is replaced as a whole, and a single look-up is atomic.
-        ends = self._ends
-        total = len(chain.tokens)
-        below = total + 1
-        miss = ""
-        for length in range(total, 0, -1):
-            if length >= below or (known := ends.get(chain.rolling(length))) is None:
-                continue
-            if chain.key(length) not in known:
-                continue  # another prefix with the same rolling value
-            plan = self._plan(chain, length, trouble)
-            if not isinstance(plan, _Gap):
-                return Match(length, tuple(plan), self._by_tier(plan, length), miss)
-            below = plan.below
-            miss = miss or ("evicted" if plan.group.window is None else "window_evicted")
-        return Match(0, miss=miss or ("cold" if total else ""))
+    def _copied(self, ticket: Ticket, match: Match, chain: Chain, room: Room) -> bool:
+        """Brings a match that is all in memory at once; False when it is not.
 
-    def _plan(self, chain: Chain, length: int, trouble: _Trouble) -> dict[BlockKey, int] | _Gap:
-        """The blocks of a prefix with their tiers, in order, or a block that is not there.
-
-        Looks where a gap is likeliest, and cheapest to find, first: most candidates fail.
+        Such a copy takes less time than another thread takes to begin.
         """
-        floor = length - length % self._layout.block_tokens
-        plan: dict[BlockKey, int] = {}
-        for group, start in self._likeliest_gaps(length, floor):
-            key = self._key(chain, group, start, length)
-            tier = self._tier_of(key, trouble)
-            if tier is None:
-                # A shorter prefix down to the end of a whole block needs that block as well.
-                return _Gap(group, key.prefix.length)
-            plan[key] = tier
-        return dict(sorted(plan.items(), key=lambda kt: (kt[0].group, kt[0].start)))
+        began = time.perf_counter()
+        device = self._tiers[0]
+        lacking = [key for key in match.blocks if not device.leading([key])]
+        blocks = self._host.blocks(lacking)
+        if blocks is None or any(block.ids != _ids(chain, block.key) for block in blocks):
+            return False
+        buffers = room.take(lacking)
+        if buffers is None:
+            match = Match(0, miss="no_room")
+        else:
+            for block, buffer in zip(blocks, buffers, strict=True):
+                buffer[:] = block.payload
+            self._requeue(blocks)
+        self._done.put(Loaded(ticket, match, (time.perf_counter() - began) * 1e3))
+        return True
 
-    def _likeliest_gaps(self, length: int, floor: int) -> Iterator[tuple[Group, int]]:
-        if floor < length:
-            for group in self._windows_first:
-                yield group, floor
-        for group in self._windows_first:
-            for start in self._starts(group, floor, self._layout.first_needed(group, length)):
-                yield group, start
+    def _requeue(self, blocks: Sequence[Block]) -> None:
+        """What is worth restoring is worth keeping, where a slower tier lacks it by now."""
+        keys = [block.key for block in blocks]
+        if any(tier.leading(keys) < len(keys) for tier in self._tiers[2:] if tier.near):
+            self._queue(blocks, anew=False)
 
-    def _starts(self, group: Group, length: int, first: int | None = None) -> range:
-        """Where the blocks of a prefix of `length` tokens start, from `first` or the needed one."""
-        if first is None:
-            first = self._layout.first_needed(group, length)
-        return range(first, length, self._layout.block_tokens)
+    def _bring(
+        self, ticket: Ticket, match: Match, chain: Chain, room: Room, boundaries: tuple[int, ...]
+    ) -> None:
+        began = time.perf_counter()
+        try:
+            match = self._load(match, chain, room, boundaries)
+        except Exception:
+            # A cache may not end a reply, whatever a tier does.
+            log.exception("kv_load_failed")
+            match = Match(0, miss="damaged")
+        self._done.put(Loaded(ticket, match, (time.perf_counter() - began) * 1e3))
+        used = (self._host.block(key) for key in match.blocks)
+        self._requeue([block for block in used if block is not None])
 
-    def _key(self, chain: Chain, group: Group, start: int, length: int) -> BlockKey:
-        end = min(start + self._layout.block_tokens, length)
-        return BlockKey(chain.key(end), start, group.id)
-
-    def _tier_of(self, key: BlockKey, trouble: _Trouble | None = None) -> int | None:
-        if trouble and key in trouble.keys:
-            return None
-        for index, tier in enumerate(self._tiers):
-            if not (trouble and index in trouble.tiers) and tier.leading([key]):
-                return index
-        return None
-
-    def _by_tier(self, plan: dict[BlockKey, int], length: int) -> tuple[tuple[str, int], ...]:
-        slowest: dict[int, int] = {}
-        for key, tier in plan.items():
-            slowest[key.start] = max(tier, slowest.get(key.start, 0))
-        counts = [0] * len(self._tiers)
-        step = self._layout.block_tokens
-        for start, tier in slowest.items():
-            counts[tier] += min(start + step, length) - start
-        # A model with local layers alone reads no block of the tokens before the window.
-        counts[0] += length - sum(counts)
-        return tuple((t.name, n) for t, n in zip(self._tiers, counts, strict=True) if n)
-
-    def _read_ahead(self) -> None:
-        while (order := self._loads.get()) is not None and not self._closed:
-            ticket, match, chain = order
-            began = time.perf_counter()
-            try:
-                match, blocks = self._load(match, chain)
-            except Exception:
-                # A cache may not end a reply, whatever a tier does.
-                log.exception("kv_load_failed")
-                match, blocks = Match(0, miss="damaged"), ()
-            elapsed = (time.perf_counter() - began) * 1e3
-            self._enqueue([b for b in blocks if self._lacks(b.key)])
-            self._done.put(Loaded(ticket, match, blocks, elapsed))
-
-    def _load(self, match: Match, chain: Chain) -> tuple[Match, tuple[Block, ...]]:
-        """Brings the match, or the longest prefix that can be had; says what it brought."""
-        trouble = _Trouble()
-        have: dict[BlockKey, tuple[Block, int]] = {}
-        while lacking := [key for key in match.blocks if key not in have]:
-            have |= self._fetch(lacking, chain, trouble)
+    def _load(self, match: Match, chain: Chain, room: Room, boundaries: tuple[int, ...]) -> Match:
+        """Brings the match, or more, or the longest prefix that can be had; says what."""
+        trouble = Trouble()
+        tiers = {key: self._planner.tier_of(key, trouble) or 0 for key in match.blocks}
+        plan = self._further(Plan(match.length, tiers, match.miss), chain, boundaries, trouble)
+        have: dict[BlockKey, int] = {}
+        while plan.length:
+            # What the device holds stays where it is; the engine has pinned it.
+            lacking = [key for key, tier in plan.tiers.items() if tier and key not in have]
+            buffers = room.take(lacking)
+            if buffers is None:
+                return Match(0, miss="no_room")
+            have |= self._fetch(dict(zip(lacking, buffers, strict=True)), chain, trouble)
             bad = [key for key in lacking if key not in have]
             if not bad:
                 break
             trouble.keys.update(bad)
-            match = replace(self._match(chain, trouble), miss="damaged")
-        plan = {key: have[key][1] for key in match.blocks}
-        match = replace(match, by_tier=self._by_tier(plan, match.length))
-        return match, tuple(have[key][0] for key in match.blocks)
+            plan = replace(self._planner.find(chain, trouble), miss="damaged")
+        served = {key: have.get(key, tier) for key, tier in plan.tiers.items()}
+        return self._planner.match(replace(plan, tiers=served))
+
+    def _further(
+        self, plan: Plan, chain: Chain, boundaries: tuple[int, ...], trouble: Trouble
+    ) -> Plan:
+        """A longer prefix that far tiers complete, or `plan`."""
+        step, total = self._layout.block_tokens, len(chain.tokens)
+        ends = {*boundaries, total - total % step}
+        lengths = sorted((n for n in ends if plan.length < n <= total), reverse=True)
+        for index in self._far:
+            for length in lengths[:FAR_LOOKS]:
+                needed = self._planner.needed(chain, length)
+                near = {key: self._planner.tier_of(key, trouble) for key in needed}
+                lacking = [key for key, tier in near.items() if tier is None]
+                try:
+                    found = self._tiers[index].leading(lacking)
+                except Exception:
+                    log.exception("kv_look_failed", tier=self._tiers[index].name)
+                    break
+                if found == len(lacking):
+                    tiers = {key: index if tier is None else tier for key, tier in near.items()}
+                    return Plan(length, tiers, "")
+        return plan
 
     def _fetch(
-        self, keys: Sequence[BlockKey], chain: Chain, trouble: _Trouble
-    ) -> dict[BlockKey, tuple[Block, int]]:
-        """The right blocks among what the tiers give, with the tier each came from."""
-        have: dict[BlockKey, tuple[Block, int]] = {}
+        self, buffers: dict[BlockKey, memoryview], chain: Chain, trouble: Trouble
+    ) -> dict[BlockKey, int]:
+        """Fills the buffers it can with right blocks; says from which tier each came."""
+        have: dict[BlockKey, int] = {}
         for index, tier in enumerate(self._tiers):
-            wanted = [key for key in keys if key not in have]
-            if not wanted or index in trouble.tiers:
+            wanted = [key for key in buffers if key not in have and key not in trouble.keys]
+            if not index or not wanted or index in trouble.tiers:
                 continue
             try:
-                got = dict(zip(wanted, tier.get(wanted), strict=True))
-                right = {k: b for k, b in got.items() if b and self._is_right(k, b, chain)}
-                if wrong := [key for key in wanted if got[key] and key not in right]:
-                    tier.discard(wrong)
+                for keys in self._one_flight(index, wanted):
+                    self._fetch_from(index, keys, buffers, chain, have)
             except Exception:
                 log.exception("kv_read_failed", tier=tier.name)
                 trouble.tiers.add(index)
-                continue
-            have |= {key: (block, index) for key, block in right.items()}
-            if index and right:
-                self._keep(tuple(right.values()))
         return have
 
-    def _is_right(self, key: BlockKey, block: Block, chain: Chain) -> bool:
-        ids = tuple(chain.tokens[key.start : key.prefix.length])
-        size = key.tokens * self._bytes_per_token[key.group]
-        return block.key == key and block.token_ids == ids and len(block.payload) == size
+    def _fetch_from(
+        self,
+        index: int,
+        keys: list[BlockKey],
+        buffers: dict[BlockKey, memoryview],
+        chain: Chain,
+        have: dict[BlockKey, int],
+    ) -> None:
+        tier = self._tiers[index]
+        began = time.perf_counter()
+        ids = dict(zip(keys, tier.fetch(keys, [buffers[key] for key in keys]), strict=True))
+        right = {key for key, run in ids.items() if run and run == _ids(chain, key)}
+        if wrong := [key for key, run in ids.items() if run and key not in right]:
+            tier.discard(wrong)
+        have |= dict.fromkeys(right, index)
+        size = sum(len(buffers[key]) for key in right)
+        self._policy.observe_restore(tier.name, size, time.perf_counter() - began)
+        if not tier.near and right:
+            # Whoever waits for the same flight finds them in memory.
+            self._host.put([_block(key, buffers[key], chain) for key in keys if key in right])
 
-    def _lacks(self, key: BlockKey) -> bool:
-        """Whether a slower tier lacks this block: it was full, or has dropped it since."""
-        return any(not tier.leading([key]) for tier in self._tiers[1:])
-
-    def _keep(self, blocks: Sequence[Block]) -> None:
+    def _one_flight(self, index: int, wanted: list[BlockKey]) -> Iterator[list[BlockKey]]:
+        """The keys to fetch now, then those that another restore was fetching meanwhile."""
+        if self._tiers[index].near:
+            yield wanted  # the page cache makes the second read cheap
+            return
+        landed = threading.Event()
+        with self._lock:
+            others = {key: self._flights[key] for key in wanted if key in self._flights}
+            mine = [key for key in wanted if key not in others]
+            self._flights |= dict.fromkeys(mine, landed)
         try:
-            self._tiers[0].put(blocks)
+            if mine:
+                yield mine
+        finally:
+            with self._lock:
+                for key in mine:
+                    del self._flights[key]
+            landed.set()
+        for flight in set(others.values()):
+            flight.wait(self._close_seconds)
+        if others:
+            yield list(others)
+
+    def _warm(self, chain: Chain, boundaries: tuple[int, ...]) -> None:
+        try:
+            plan = self._further(self._planner.find(chain, Trouble()), chain, boundaries, Trouble())
+            lacking = [key for key, tier in plan.tiers.items() if tier > 1]
+            sizes = (key.tokens * self._bytes_per_token[key.group] for key in lacking)
+            buffers = {k: memoryview(bytearray(n)) for k, n in zip(lacking, sizes, strict=True)}
+            have = self._fetch(buffers, chain, Trouble())
+            self._host.put([_block(key, buffers[key], chain) for key in lacking if key in have])
         except Exception:
-            log.exception("kv_write_failed", tier=self._tiers[0].name)
+            log.exception("kv_prefetch_failed")
 
-    def _enqueue(self, blocks: Iterable[Block]) -> int:
-        """Queues what fits for the slower tiers; says how many are queued now."""
-        queued = 0
-        for block in blocks:
-            size = len(block.payload)
-            with self._lock:
-                if block.key in self._pending:
-                    queued += 1
-                    continue
-                if self._queued + size > self._queue_bytes:
-                    self._dropped += 1
-                    continue
-                self._pending.add(block.key)
-                self._queued += size
-            self._writes.put(block)
-            queued += 1
-        return queued
+    def _queue(self, blocks: Sequence[Block], *, anew: bool = True) -> int:
+        """Queues what a slower tier lacks; far ones cannot be asked and get what is new."""
+        near = [tier for tier in self._tiers[2:] if tier.near]
+        lacking = [
+            block
+            for block in blocks
+            if (anew and self._far and self._is_unsent(block.key))
+            or any(not tier.leading([block.key]) for tier in near)
+        ]
+        return self._writer.queue(lacking)
 
-    def _learn(self, prefix: PrefixKey) -> None:
-        self._fresh.add(prefix)
-        ends = self._ends.setdefault(prefix.rolling, set())
-        self._known += prefix not in ends
-        ends.add(prefix)
+    def _is_unsent(self, key: BlockKey) -> bool:
+        """Whether this was not queued for the far tiers lately; remembers that it is now."""
+        if key in self._sent:
+            return False
+        self._sent[key] = None
+        if len(self._sent) > SENT:
+            del self._sent[next(iter(self._sent))]
+        return True
 
-    def _rebuild_ends(self) -> None:
-        """Forgets the ends of blocks that every tier has evicted."""
-        with self._lock:
-            self._fresh = set()
-        held = {key.prefix for tier in self._tiers for key in tier.held()}
-        with self._lock:
-            # What was learned meanwhile may have come to a tier after it was asked, and what is
-            # queued will.
-            held |= self._fresh | {key.prefix for key in self._pending}
-            ends: dict[int, set[PrefixKey]] = {}
-            for prefix in held:
-                ends.setdefault(prefix.rolling, set()).add(prefix)
-            self._ends = ends
-            self._known = len(held)
-            self._rebuild_at = 2 * self._known + 4096
+    def _purge(self, ticket: Ticket, scope: Scope) -> None:
+        deleted, problem = 0, ""
+        for tier in self._tiers:
+            try:
+                deleted = max(deleted, tier.purge(scope))
+            except Exception as error:
+                log.exception("kv_purge_failed", tier=tier.name)
+                problem = problem or f"{tier.name}: {error}"
+        self._ends.rebuild(self._writer.pending())
+        self._purged.put((ticket, deleted, problem))
 
-    def _write_behind(self) -> None:
-        ended = False
-        while not ended and not self._abandoned:
-            batch: list[Block] = []
-            size = 0
-            block = self._writes.get()
-            while block is not None:
-                batch.append(block)
-                size += len(block.payload)
-                if size >= BATCH_BYTES or self._writes.empty():
-                    break
-                block = self._writes.get()
-            ended = block is None
-            for tier in self._tiers[1:] if batch else ():
-                try:
-                    tier.put(batch)
-                except Exception:
-                    log.exception("kv_write_failed", tier=tier.name)
-            with self._lock:
-                self._pending.difference_update(block.key for block in batch)
-                self._queued -= size
-                stale = self._known > self._rebuild_at
-            if stale:
-                self._rebuild_ends()
+
+def _ids(chain: Chain, key: BlockKey) -> bytes:
+    return chain.ids(key.start, key.prefix.length)
+
+
+def _block(key: BlockKey, payload: memoryview, chain: Chain) -> Block:
+    return Block(key, _ids(chain, key), payload, chain.owner(key))
+
+
+def _drained(source: queue.SimpleQueue[T]) -> list[T]:
+    ended: list[T] = []
+    while True:
+        try:
+            ended.append(source.get_nowait())
+        except queue.Empty:
+            return ended

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from personas.lorebook_reading import read_lore
 from personas.persona import CardError, Persona
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ class ImportReport:
     Every key of the card (and of its `data`) is in exactly one of `executed` (it has an effect
     here), `preserved` (kept for an export, without effect yet) and `dropped` (its value made no
     sense; an export has an empty value there). `repaired` names those read as something else than
-    was written, such as null for a text; it is no fourth group.
+    was written, such as null for a text; it is no fourth group. Of lorebooks also longer paths are
+    named, such as `data.character_book.entries.3.keys.0` for a pattern that cannot be executed.
     """
 
     executed: tuple[str, ...] = ()
@@ -117,7 +119,11 @@ def read_card(
             notes.add(path, dropped=items is None, repaired=repaired, preserved=kept)
         else:
             misshapen = not isinstance(value, _SHAPES.get(key, object))
-            notes.add(path, dropped=misshapen, preserved=key not in ("spec", "spec_version"))
+            if key != "character_book" or value is None:
+                notes.add(path, dropped=misshapen, preserved=key not in ("spec", "spec_version"))
+    lore = read_lore(data, prefix)
+    notes.executed += lore.executed
+    notes.preserved += lore.preserved
     greeting, alternates = texts["greeting"], lists["alternate_greetings"]
     if not greeting.strip() and alternates:
         greeting, *rest = alternates
@@ -146,6 +152,8 @@ def read_card(
         character_version=texts["character_version"],
         tags=lists["tags"],
         avatar=avatar,
+        lore=lore.books,
+        depth_prompt=lore.depth_prompt,
         card=MappingProxyType(card),
     )
     return Imported(persona, notes.report())

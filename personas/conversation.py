@@ -9,6 +9,7 @@ from personas.persona import PersonaError
 
 if TYPE_CHECKING:
     from backends.api import Role, SampledTokens
+    from personas.persona import Note
 
 __all__ = ["ChatMessage", "Conversation", "MessageNotFound"]
 
@@ -38,7 +39,10 @@ class ChatMessage:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A chat of one user with one persona revision; `head` ends the line that is shown."""
+    """A chat of one user with one persona revision; `head` ends the line that is shown.
+
+    `about_user` is who the user is to the character, `note` the author's note of this chat.
+    """
 
     id: str
     persona_id: str
@@ -46,6 +50,8 @@ class Conversation:
     user: str
     messages: tuple[ChatMessage, ...] = ()
     head: str | None = None
+    about_user: str = ""
+    note: Note | None = None
 
     def find(self, message_id: str) -> ChatMessage:
         """Raises `MessageNotFound`."""

@@ -4,54 +4,58 @@ from __future__ import annotations
 
 import difflib
 import logging
-import re
-import unicodedata
-from dataclasses import dataclass
-from importlib.resources import files
+import threading
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from personas.card import CardLimits, Imported, read_card
+from personas.importer import ImportedCard, read_any
+from personas.limits import ImportLimits
 from personas.persona import CardError, Persona, PersonaNotFound
+from personas.pictures import reencode
+from personas.shelf import Look, Shelf
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from importlib.resources.abc import Traversable
-    from pathlib import Path
+    from collections.abc import Collection, Mapping
+
+    from personas.shelf import Added, Entry, Trouble
 
 __all__ = ["Avatar", "Library"]
 
 _log = logging.getLogger(__name__)
 
-_MEDIA_TYPES = {
-    ".svg": "image/svg+xml",
-    ".png": "image/png",
-    ".webp": "image/webp",
-    ".jpg": "image/jpeg",
-    ".jpeg": "image/jpeg",
-    ".gif": "image/gif",
-}
-_AVATAR_BYTES = 4 << 20
+_SHIPPED = Path(__file__).parent / "cards"
+_SVG_BYTES = 1 << 20
+# What a page shows is small; the card's own picture is in its file.
+_AVATAR_SIDE = 512
+_CACHED_BYTES = 64 << 20
 
 
 class Avatar(NamedTuple):
-    """A picture as it lies beside its card."""
+    """A picture that may be shown."""
 
     data: bytes
     media_type: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    imported: Imported
-    folder: Traversable
-
-
 class Library:
-    """Personas by id. The id is the card's file name as a slug."""
+    """Personas by id. Safe between threads; `avatar`, `refresh`, `add`, `remove` touch files."""
 
-    def __init__(self, entries: Iterable[_Entry]) -> None:
-        """Use `shipped` or `open`. Of two entries with one id the later one counts."""
-        self._entries = {entry.imported.persona.id: entry for entry in entries}
+    def __init__(
+        self,
+        shelves: Collection[Shelf],
+        own: Shelf | None = None,
+        limits: ImportLimits | None = None,
+    ) -> None:
+        """Use `shipped` or `open`. Of two characters with one id the later shelf's counts."""
+        self._shelves = (*shelves, *([own] if own else []))
+        self._own = own
+        self._pictures = _Pictures(replace(limits or ImportLimits(), avatar_side=_AVATAR_SIDE))
+        self._entries: dict[str, Entry] = {}
+        self._words: dict[str, str] = {}
+        self._troubles: tuple[Trouble, ...] = ()
+        self._merge()
 
     @classmethod
     def shipped(cls) -> Library:
@@ -59,107 +63,207 @@ class Library:
         return cls.open()
 
     @classmethod
-    def open(cls, folder: Path | None = None) -> Library:
-        """The shipped characters and the `*.json` cards of a folder, which may replace them.
+    def open(cls, folder: Path | None = None, limits: ImportLimits | None = None) -> Library:
+        """The shipped characters and the cards of a folder, which may replace them.
 
         A card that cannot be read is logged and left out. Raises `CardError`
         (`folder_unreadable`) when the folder itself cannot be listed.
         """
-        entries = [*_load(files("personas") / "cards")]
-        if folder is not None:
-            entries += _load(folder)
-        return cls(entries)
+        shipped = Shelf(_SHIPPED)
+        shipped.look()
+        library = cls((shipped,), None if folder is None else Shelf(folder, limits), limits)
+        library.refresh()
+        return library
+
+    @property
+    def troubles(self) -> tuple[Trouble, ...]:
+        """The files of the own folder that cannot be read."""
+        return self._troubles
 
     def list(self) -> tuple[Persona, ...]:
         """Every persona, the shipped ones first."""
-        return tuple(entry.imported.persona for entry in self._entries.values())
+        return tuple(entry.persona for entry in self._entries.values())
 
     def get(self, persona_id: str) -> Persona:
         """Raises `PersonaNotFound`, with the nearest id there is."""
-        return self._find(persona_id).imported.persona
+        return self.entry(persona_id).persona
 
-    def imported(self, persona_id: str) -> Imported:
-        """The persona with the report of its import. Raises `PersonaNotFound`."""
-        return self._find(persona_id).imported
-
-    def avatar(self, persona_id: str) -> Avatar | None:
-        """Reads the persona's picture; None when it has none. Raises `PersonaNotFound`."""
-        entry = self._find(persona_id)
-        name = entry.imported.persona.avatar
-        if name is None:
-            return None
-        try:
-            data = _read(entry.folder / name, _AVATAR_BYTES)
-        except (OSError, CardError) as error:
-            _log.warning("avatar_unreadable persona=%s error=%s", persona_id, error)
-            return None
-        return Avatar(data, _MEDIA_TYPES[_suffix(name)])
-
-    def _find(self, persona_id: str) -> _Entry:
+    def entry(self, persona_id: str) -> Entry:
+        """The persona with its file and the report of its import. Raises `PersonaNotFound`."""
         entry = self._entries.get(persona_id)
         if entry is None:
             near = difflib.get_close_matches(persona_id[:80].lower(), self._entries, n=1)
             raise PersonaNotFound(persona_id, near[0] if near else None)
         return entry
 
+    def is_own(self, persona_id: str) -> bool:
+        """Whether the persona is of the own folder, and not shipped."""
+        entry = self._entries.get(persona_id)
+        return entry is not None and self._own is not None and entry.file.parent == self._own.folder
 
-def _load(folder: Traversable) -> Iterator[_Entry]:
-    try:
-        paths = {path.name: path for path in folder.iterdir() if path.is_file()}
-    except OSError as error:
-        message = f"cannot list the cards in {folder}: {error.strerror}"
-        raise CardError("folder_unreadable", message, where=str(folder)) from error
-    taken: dict[str, str] = {}
-    for name in sorted(paths):
-        if _suffix(name) != ".json":
-            continue
-        try:
-            persona_id = _slug(name)
-            if persona_id in taken:
-                message = f"{taken[persona_id]} has the id {persona_id!r} already"
-                raise CardError("id_taken", message, where=name)
-            raw = _read(paths[name], CardLimits().size)
-            imported = read_card(raw, id=persona_id, avatar=_picture(name, paths))
-        except CardError as error:
+    def search(self, words: str = "", tags: Collection[str] = ()) -> tuple[Persona, ...]:
+        """The personas with all these tags and all words, in name, tags or texts.
+
+        Case does not matter. Those with every word in their name come first, then those whose
+        tags and name have them all, then the others.
+        """
+        wanted, marks = words.casefold().split(), {tag.casefold() for tag in tags}
+        found: list[tuple[int, Persona]] = []
+        for entry in self._entries.values():
+            persona = entry.persona
+            own = {tag.casefold() for tag in persona.tags}
+            if not marks <= own:
+                continue
+            name = f"{persona.name} {persona.nickname} {persona.id}".casefold()
+            tagged = " ".join((name, *own))
+            for rank, text in enumerate((name, tagged, self._words[persona.id])):
+                if all(word in text for word in wanted):
+                    found.append((rank, persona))
+                    break
+        return tuple(persona for _, persona in sorted(found, key=lambda pair: pair[0]))
+
+    def tags(self) -> Mapping[str, int]:
+        """How many personas have each tag, the most frequent first; spelled as first met."""
+        spelled: dict[str, str] = {}
+        counts: dict[str, int] = {}
+        for entry in self._entries.values():
+            keys = (spelled.setdefault(tag.casefold(), tag) for tag in entry.persona.tags)
+            for key in dict.fromkeys(keys):
+                counts[key] = counts.get(key, 0) + 1
+        return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0].casefold())))
+
+    def refresh(self) -> Look:
+        """Looks into the own folder; what is new, changed or gone counts from now on.
+
+        A file that broke keeps its last good state and is logged. Raises `CardError`
+        (`folder_unreadable`); then nothing changed.
+        """
+        look = self._own.look() if self._own else Look()
+        for trouble in look.troubles:
             _log.warning(
-                "card_skipped file=%s code=%s where=%s error=%s",
-                name,
-                error.code,
-                error.where,
-                error.message,
+                "card_skipped file=%s code=%s where=%s kept=%s error=%s",
+                trouble.file,
+                trouble.code,
+                trouble.where,
+                trouble.kept,
+                trouble.message,
             )
-        except OSError as error:
-            _log.warning("card_skipped file=%s code=unreadable error=%s", name, error)
-        else:
-            taken[persona_id] = name
-            yield _Entry(imported, folder)
+        if look or (self._own and self._own.troubles != self._troubles):
+            self._merge()
+        return look
+
+    def add(
+        self,
+        raw: bytes,
+        filename: str = "",
+        *,
+        replace_id: str | None = None,
+        with_avatar: bool = True,
+    ) -> Added:
+        """Takes a file into the own folder; see `Shelf.add`. Raises `CardError`."""
+        if self._own is None:
+            raise CardError("unwritable", "there is no folder for characters of one's own")
+        shipped = {id for shelf in self._shelves if shelf is not self._own for id in shelf.entries}
+        added = self._own.add(
+            raw, filename, replace_id=replace_id, taken=shipped, with_avatar=with_avatar
+        )
+        if added.state != "unchanged":
+            self._merge()
+        return added
+
+    def remove(self, persona_id: str) -> None:
+        """Deletes a character of the own folder; a shipped one of that id is there again.
+
+        Raises `PersonaNotFound`, and `CardError` (`shipped`) for one that came with the package.
+        """
+        self.entry(persona_id)
+        if self._own is None or not self._own.remove(persona_id):
+            message = f"{persona_id!r} came with greenroom and cannot be deleted"
+            raise CardError("shipped", message, where=persona_id)
+        self._merge()
+
+    def avatar(self, persona_id: str) -> Avatar | None:
+        """The persona's picture, made anew from its file; None when it has none.
+
+        Reads and decodes at the first call for a revision. Raises `PersonaNotFound`.
+        """
+        entry = self.entry(persona_id)
+        if entry.picture is None:
+            return None
+        try:
+            return self._pictures.get(entry, entry.picture)
+        except (OSError, CardError) as error:
+            _log.warning("avatar_unreadable persona=%s error=%s", persona_id, error)
+            return None
+
+    def _merge(self) -> None:
+        entries: dict[str, Entry] = {}
+        for shelf in self._shelves:
+            entries |= shelf.entries
+        old, words = self._entries, self._words
+        self._words = {
+            id: words[id] if old.get(id) is entry else _words(entry.persona)
+            for id, entry in entries.items()
+        }
+        self._entries = entries
+        self._troubles = self._own.troubles if self._own else ()
 
 
-def _read(path: Traversable, limit: int) -> bytes:
-    """The bytes of a file, without taking more than `limit` of them into memory."""
-    with path.open("rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise CardError("too_large", f"more than {limit} bytes", where=path.name)
-    return data
+class _Pictures:
+    """Pictures that were made anew, the latest ones within a bound."""
+
+    def __init__(self, limits: ImportLimits) -> None:
+        self._limits = limits
+        self._made: OrderedDict[tuple[Path, int], Avatar] = OrderedDict()
+        self._size = 0
+        self._lock = threading.Lock()
+
+    def get(self, entry: Entry, path: Path) -> Avatar:
+        """Raises `OSError` and `CardError`."""
+        key = (path, path.stat().st_mtime_ns)
+        with self._lock:
+            if key in self._made:
+                self._made.move_to_end(key)
+                return self._made[key]
+        made = _picture(entry, path, self._limits)
+        with self._lock:
+            self._made[key] = made
+            self._size += len(made.data)
+            while self._size > _CACHED_BYTES and len(self._made) > 1:
+                _, gone = self._made.popitem(last=False)
+                self._size -= len(gone.data)
+        return made
 
 
-def _picture(name: str, paths: Iterable[str]) -> str | None:
-    """The name of the picture beside a card: the same name with a picture's ending."""
-    stem = name[: -len(".json")]
-    there = set(paths)
-    return next((stem + ending for ending in _MEDIA_TYPES if stem + ending in there), None)
+def _picture(entry: Entry, path: Path, limits: ImportLimits) -> Avatar:
+    if path.stat().st_size > limits.file_bytes:
+        raise CardError("too_large", f"more than {limits.file_bytes} bytes", where=path.name)
+    raw = path.read_bytes()
+    if path.suffix.lower() == ".svg":  # served so that it can run nothing
+        if len(raw) > _SVG_BYTES:
+            raise CardError("too_large", f"more than {_SVG_BYTES} bytes", where=path.name)
+        return Avatar(raw, "image/svg+xml")
+    if path == entry.file:
+        imported = read_any(raw, filename=path.name, limits=limits, with_avatar=False)
+        picture = imported.picture if isinstance(imported, ImportedCard) else None
+        if picture is None:
+            raise CardError("no_picture", "the card has no picture any more", where=path.name)
+        raw = picture
+    return Avatar(reencode(raw, limits), "image/png")
 
 
-def _suffix(name: str) -> str:
-    dot = name.rfind(".")
-    return name[dot:].lower() if dot > 0 else ""
-
-
-def _slug(name: str) -> str:
-    """`Old Tom.json` becomes `old-tom`; letters of any script stay."""
-    stem = unicodedata.normalize("NFKC", name[: -len(".json")]).lower()
-    slug = re.sub(r"[\W_]+", "-", stem).strip("-")
-    if not slug:
-        raise CardError("bad_name", "the file's name has no letter and no digit", where=name)
-    return slug
+def _words(persona: Persona) -> str:
+    """What a search looks through."""
+    parts = (
+        persona.id,
+        persona.name,
+        persona.nickname,
+        *persona.tags,
+        persona.tagline,
+        persona.creator,
+        persona.creator_notes,
+        persona.description,
+        persona.personality,
+        persona.scenario,
+    )
+    return "\n".join(parts).casefold()

@@ -12,15 +12,18 @@ import torch
 from backends.api import Capabilities
 from backends.local.checkpoint import load
 from backends.local.engine import Engine
+from backends.local.kernels.cpu import build
 from backends.local.packaged import prepare
+from backends.local.paged import pages_needed
 from backends.local.prefix import Prefixes
 from backends.local.scheduler import Limits
 from backends.local.secret import kv_secret, tenant_salt
 from kvstore.api import Space
+from kvstore.device import DeviceTier, slot_counts
 from kvstore.disk import DiskTier
 from kvstore.host import HostTier
-from kvstore.keys import TokenChain
 from kvstore.null import NullStore
+from kvstore.policy import Policy
 from kvstore.tiered import TieredStore
 
 if TYPE_CHECKING:
@@ -32,8 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Assembled", "assemble"]
 
-KV_DTYPE = "float32"
-
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
@@ -42,6 +43,8 @@ class Assembled:
     engine: Engine
     template: Template
     capabilities: Capabilities
+    layout: Layout
+    device: DeviceTier
 
 
 def assemble(settings: EngineSettings, progress: Progress) -> Assembled:
@@ -57,21 +60,30 @@ def assemble(settings: EngineSettings, progress: Progress) -> Assembled:
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     folder = prepare(settings.model, settings.data_dir, progress)
     progress("Loading the model", 0, 1)
-    model = load(folder)
+    # The first start compiles them, which takes seconds; without a compiler PyTorch does the same.
+    kernels = build(settings.data_dir / "kernels")
+    model = load(folder, kernels=kernels)
     _ = model.tokenizer.blank_ids  # a scan of the vocabulary that the first turn need not wait for
-    layout = model.config.kv_layout()
+    layout = model.config.kv_layout(model.decoder.kv_dtype)
     spaces = _Spaces(settings, model, layout)
-    prefixes = Prefixes(
-        _open_store(settings, layout),
-        layout,
-        lambda tenant: TokenChain(spaces.of_tenant(tenant), layout),
-    )
+    device = DeviceTier(layout, slot_counts(layout, settings.device_bytes))
+    policy = Policy()
+    store = _open_store(settings, layout, device, policy)
+    prefixes = Prefixes(store, device, spaces.of_tenant, policy)
     context = min(settings.context, model.config.max_context)
+    for group in layout.groups:
+        pages = pages_needed(group, context, settings.step_tokens, layout.block_tokens)
+        if device.size(group.id) < pages + 1:
+            raise ValueError(
+                f"device_bytes ({settings.device_bytes}) is too small for one chat of {context} "
+                "tokens; raise it or lower context"
+            )
     engine = Engine(
         model.decoder,
         model.tokenizer,
         model.template,
         prefixes,
+        device,
         limits=limits,
         context=context,
     )
@@ -82,7 +94,7 @@ def assemble(settings: EngineSettings, progress: Progress) -> Assembled:
         notice=model.notice,
         sampling=model.profile.sampling,
     )
-    return Assembled(engine, model.template, capabilities)
+    return Assembled(engine, model.template, capabilities, layout, device)
 
 
 class _Spaces:
@@ -92,7 +104,8 @@ class _Spaces:
         self._secret = kv_secret(settings.data_dir)
         # The shape, RoPE bases and norms are no part of the weights file but change the KV.
         self._model = hashlib.sha256(repr(model.config).encode()).hexdigest()
-        self._weights = model.fingerprint
+        self._weights = f"{model.fingerprint}/{model.decoder.numerics}"
+        self._kv_dtype = model.decoder.kv_dtype
         self._tokenizer = model.tokenizer.digest
         self._layout = ";".join(
             [f"block={layout.block_tokens}", *(f"{g.layers}/{g.window}" for g in layout.groups)]
@@ -104,18 +117,19 @@ class _Spaces:
             weights=self._weights,
             tokenizer=self._tokenizer,
             kv_layout=self._layout,
-            kv_dtype=KV_DTYPE,
+            kv_dtype=self._kv_dtype,
             tenant_salt=tenant_salt(self._secret, tenant),
         )
 
 
-def _open_store(settings: EngineSettings, layout: Layout) -> PrefixStore:
+def _open_store(
+    settings: EngineSettings, layout: Layout, device: DeviceTier, policy: Policy
+) -> PrefixStore:
     match settings.store:
         case "tiered":
-            host = HostTier(layout, settings.host_bytes)
-            return TieredStore(
-                layout, (host, DiskTier(settings.data_dir / "kv", settings.disk_bytes))
-            )
+            host = HostTier(settings.host_bytes)
+            disk = DiskTier(settings.data_dir / "kv", settings.disk_bytes)
+            return TieredStore(layout, device, host, (disk,), policy=policy)
         case "none":
             return NullStore()
         case other:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from backends.local.kernels.cpu import CpuKernels
     from backends.local.template import Template
 
 __all__ = ["LoadedModel", "load"]
@@ -49,9 +50,15 @@ class LoadedModel:
     notice: str
 
 
-def load(path: Path) -> LoadedModel:
+def load(
+    path: Path,
+    *,
+    numerics: Literal["int8", "float32"] = "int8",
+    kernels: CpuKernels | None = None,
+) -> LoadedModel:
     """Loads a folder that `backends.local.packaged.prepare` gave.
 
+    `kernels` make int8 fast and change no bit of it (`backends.local.kernels.cpu.build`).
     Raises `WeightsMissing`, `WeightsDamaged` or `UnsupportedModel`, each with the file's name.
     """
     config = ModelConfig.from_hf(_read_object(path / "config.json"))
@@ -62,7 +69,11 @@ def load(path: Path) -> LoadedModel:
             raise WeightsDamaged(f"{path}: {wrong}")
         manifest = _read_object(path / MANIFEST)
     files = _weight_files(path)
-    decoder = Decoder(config, _read_tensors(path, files, config))
+    weights = _read_tensors(path, files, config)
+    if numerics == "int8":
+        decoder = Decoder.int8(config, weights, kernels)
+    else:
+        decoder = Decoder.float32(config, weights)
     tokenizer = Tokenizer.load(path)
     if tokenizer.vocab_size > config.vocab_size:
         raise WeightsDamaged(

@@ -25,7 +25,7 @@ from backends.local.link import EngineDied, EngineRefused, Link
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
-    from backends.api import Capabilities, Turn, TurnEvent
+    from backends.api import Capabilities, TierCounters, Turn, TurnEvent
     from backends.local.settings import EngineSettings
 
 __all__ = ["LocalBackend"]
@@ -46,6 +46,7 @@ class LocalBackend:
     """Implements `backends.api.Backend`."""
 
     name = "local"
+    keeps = True
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
@@ -89,6 +90,32 @@ class LocalBackend:
             if not isinstance(answer, wire.Counted):
                 raise _unexpected(answer)
             return answer.costs
+
+    async def prefetch(self, turn: Turn) -> None:
+        if self._link is not None:
+            self._link.tell(wire.Prefetch(turn))
+
+    async def retire(self, tenant: str, conversation: str) -> None:
+        if self._link is not None:
+            self._link.tell(wire.Retire(tenant, conversation))
+
+    async def forget(self, tenant: str, owner: str | None) -> int:
+        link = await self._ready_link(RESTART_WAIT_S)
+        with link.call(lambda id: wire.Forget(id, tenant, owner)) as call:
+            answer = await call.answer()
+            call.ended = True
+            if not isinstance(answer, wire.Forgotten):
+                raise _unexpected(answer)
+            return answer.blocks
+
+    async def tiers(self) -> tuple[TierCounters, ...]:
+        link = await self._ready_link(0.0)
+        with link.call(wire.AskTiers) as call:
+            answer = await call.answer()
+            call.ended = True
+            if not isinstance(answer, wire.Tiers):
+                raise _unexpected(answer)
+            return answer.tiers
 
     async def aclose(self) -> None:
         self._closed = True

@@ -3,6 +3,7 @@
     submit(turn, emit) -> id     any thread; renders the prompt there, so that the loop never waits
                                  for a tokenizer
     cancel(id)                   any thread; takes effect before the next step computes anything
+    prefetch, retire, forget     any thread; what the gateway knows of people coming and going
     step() -> bool               the engine's thread: one round of the loop
     run(), stop()                `run` steps until `stop`, sleeping while there is nothing to do
     stats() -> EngineStats       any thread
@@ -26,9 +27,10 @@ import structlog
 import torch
 
 from backends.errors import BackendError, BackendErrorCode
-from backends.local.cache import SequenceKV
 from backends.local.generation import Generation
 from backends.local.model import Chunk
+from backends.local.paged import NoRoom, SequenceKV, pages_needed
+from backends.local.prefix import Whose
 from backends.local.request import State
 from backends.local.scheduler import Full, Scheduler
 
@@ -41,8 +43,12 @@ if TYPE_CHECKING:
     from backends.local.prefix import Arrival, Prefix, Prefixes
     from backends.local.request import Request
     from backends.local.scheduler import Limits, Plan, Slice
-    from backends.local.template import Template
+    from backends.local.template import Prompt, Template
     from backends.local.tokenizer import Tokenizer
+    from kvstore.api import StoreStats
+    from kvstore.device import DeviceTier
+
+    Done = Callable[[int, str], None]
 
 __all__ = ["Engine", "EngineStats"]
 
@@ -81,8 +87,30 @@ class _Cancel:
     id: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Prefetch:
+    whose: Whose
+    prompt: Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class _Retire:
+    tenant: str
+    conversation: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Forget:
+    tenant: str
+    owner: str | None
+    done: Done
+
+
 class _Stop:
     """Ends `run`."""
+
+
+_Command = Generation | _Cancel | _Prefetch | _Retire | _Forget | _Stop
 
 
 class Engine:
@@ -94,6 +122,7 @@ class Engine:
         tokenizer: Tokenizer,
         template: Template,
         prefixes: Prefixes,
+        device: DeviceTier,
         *,
         limits: Limits,
         context: int,
@@ -103,10 +132,14 @@ class Engine:
         self._tokenizer = tokenizer
         self._template = template
         self._prefixes = prefixes
+        self._device = device
+        self._limits = limits
+        self._reserved: dict[int, dict[int, int]] = {}
+        """Pages that each running request may come to hold, by group."""
         self._context = context
         self._clock = clock
         self._ids = itertools.count(1)
-        self._commands: queue.SimpleQueue[Generation | _Cancel | _Stop] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._rendering = threading.Lock()
         # Only the engine's thread touches what follows; `stats` reads snapshots of it.
         self._scheduler = Scheduler(limits)
@@ -152,6 +185,26 @@ class Engine:
             self._commands.put(generation)
         return id
 
+    def prefetch(self, turn: Turn) -> None:
+        """Somebody is about to ask for this turn, or more: brings its KV nearer. Never raises."""
+        try:
+            with self._rendering:
+                prompt = self._template.render(turn)
+            self._commands.put(_Prefetch(Whose.of(turn, prompt), prompt))
+        except Exception:
+            log.exception("prefetch_failed")
+
+    def retire(self, tenant: str, conversation: str) -> None:
+        """Somebody left: their KV is the first to make room for others'."""
+        self._commands.put(_Retire(tenant, conversation))
+
+    def forget(self, tenant: str, owner: str | None, done: Done) -> None:
+        """Deletes the KV of `conversation:ID`, `persona:ID@REVISION` or, with None, of the tenant.
+
+        `done(deleted, problem)` comes from the engine's thread; `problem` is "" when all is gone.
+        """
+        self._commands.put(_Forget(tenant, owner, done))
+
     def cancel(self, id: int) -> None:
         """Ends a turn; unknown and ended ones are fine."""
         self._commands.put(_Cancel(id))
@@ -164,6 +217,10 @@ class Engine:
         """A snapshot."""
         return self._stats
 
+    def store_stats(self) -> StoreStats:
+        """The store's counters; any thread."""
+        return self._prefixes.stats()
+
     def run(self) -> None:
         """Steps until `stop`, then ends what is left and closes the store."""
         while not self._stopped:
@@ -171,7 +228,8 @@ class Engine:
                 continue
             try:
                 # Nothing to compute: sleep until a command comes or a restore may have ended.
-                self._obey(self._commands.get(timeout=LOADING_POLL_S if self._live else None))
+                waiting = self._live or self._prefixes.is_waiting
+                self._obey(self._commands.get(timeout=LOADING_POLL_S if waiting else None))
             except queue.Empty:
                 continue
         for live in list(self._live.values()):
@@ -186,14 +244,14 @@ class Engine:
     def step(self) -> bool:
         """One round; returns whether the model ran."""
         self._take_commands()
-        for arrival in self._prefixes.arrived():
-            live = next(v for v in self._live.values() if v.prefix is arrival.prefix)
-            with self._failing_alone(live):
-                self._restore(live, arrival)
-        for request in self._scheduler.admit():
+        for request in self._scheduler.admit(self._fits):
             live = self._live[request.id]
             with self._failing_alone(live):
                 self._begin(live)
+        for arrival in self._prefixes.arrived(self._clock()):
+            live = next(v for v in self._live.values() if v.prefix is arrival.prefix)
+            with self._failing_alone(live):
+                self._restore(live, arrival)
         plan = self._scheduler.plan()
         if plan.slices:
             self._compute(plan)
@@ -207,7 +265,7 @@ class Engine:
         except queue.Empty:
             return
 
-    def _obey(self, command: Generation | _Cancel | _Stop) -> None:
+    def _obey(self, command: _Command) -> None:
         match command:
             case Generation():
                 self._queue(command)
@@ -216,6 +274,12 @@ class Engine:
                 if live is not None:
                     self._count(cancelled=1)
                     self._end(live, keep=True)
+            case _Prefetch(whose, prompt):
+                self._prefixes.prefetch(whose, prompt.ids, prompt.boundaries)
+            case _Retire(tenant, conversation):
+                self._prefixes.retire(tenant, conversation)
+            case _Forget(tenant, owner, done):
+                self._prefixes.purge(tenant, owner, done)
             case _Stop():
                 self._stopped = True
 
@@ -229,18 +293,19 @@ class Engine:
                 BackendError(BackendErrorCode.OVERLOADED, str(full), retryable=True, detail=detail)
             )
             return
-        self._live[generation.request.id] = _Live(generation, SequenceKV(self._decoder.config))
+        self._live[generation.request.id] = _Live(generation, SequenceKV(self._device))
 
     def _begin(self, live: _Live) -> None:
         generation, request = live.generation, live.generation.request
         generation.clocks.admitted = self._clock()
         self._count(prompt_tokens=request.prompt_len)
-        live.prefix = self._prefixes.look_up(request.tenant, request.tokens)
-        if live.prefix.ticket is None:
-            generation.clocks.restored = generation.clocks.admitted
-            request.move(State.PREFILL)
-        else:
-            request.move(State.LOADING)
+        live.prefix = self._prefixes.look_up(
+            Whose.of(generation.turn, generation.prompt),
+            request.tokens,
+            generation.boundaries,
+            generation.clocks.admitted,
+        )
+        request.move(State.LOADING)
 
     def _restore(self, live: _Live, arrival: Arrival) -> None:
         request = live.generation.request
@@ -250,11 +315,43 @@ class Engine:
         live.generation.clocks.restored = self._clock()
         self._count(cached_tokens=length)
 
+    def _fits(self, request: Request) -> bool:
+        """Whether the device has pages for all that this request may come to hold; takes them."""
+        generation = self._live[request.id].generation
+        held: dict[int, int] = {}
+        for group in self._device.layout.groups:
+            step = self._device.layout.block_tokens
+            pages = pages_needed(group, generation.most_tokens, self._limits.step_tokens, step)
+            # One more for the copy of a shared page that is written behind.
+            held[group.id] = min(pages + 1, self._device.size(group.id))
+            taken = sum(other[group.id] for other in self._reserved.values())
+            if taken + held[group.id] > self._device.size(group.id):
+                return False
+        self._reserved[request.id] = held
+        return True
+
     def _compute(self, plan: Plan) -> None:
+        slices = []
+        for piece in plan.slices:
+            try:
+                self._live[piece.request.id].kv.reserve(piece.end - piece.start)
+                slices.append(piece)
+            except NoRoom:
+                # Abandoned restores still hold pages that were promised to this one.
+                log.warning("pages_exhausted", request=piece.request.id)
+                self._fail(
+                    self._live[piece.request.id],
+                    "the device has no room for this turn's KV",
+                    BackendErrorCode.OVERLOADED,
+                )
+        if not slices:
+            return
+        plan = replace(plan, slices=tuple(slices))
         chunks = [
             Chunk(self._live[s.request.id].kv, torch.tensor(s.request.tokens[s.start : s.end]))
             for s in plan.slices
         ]
+        began = self._clock()
         try:
             logits = self._decoder.forward(chunks).numpy()  # [len(slices), V]
         except Exception:
@@ -263,6 +360,8 @@ class Engine:
                 self._fail(self._live[piece.request.id], "the model failed")
             return
         now = self._clock()
+        if len(plan.slices) < plan.token_count:
+            self._prefixes.computed(plan.token_count, now - began)
         for piece, row in zip(plan.slices, logits, strict=True):
             live = self._live[piece.request.id]
             with self._failing_alone(live):
@@ -284,36 +383,51 @@ class Engine:
             self._fail(live, "the turn failed in the engine")
 
     def _keep_boundary(self, live: _Live, piece: Slice) -> None:
-        """Keeps the prompt's last message boundary while its sliding windows are still here.
+        """Keeps the prompt's turning points while their sliding windows are still here.
 
-        A regenerated or edited turn begins there, not at the end of this reply.
+        Those are the end of what the persona alone says, where every new chat with it begins, and
+        the last message boundary, where a regenerated or edited turn does.
         """
+        if live.prefix is None:
+            return
         inside = [b for b in live.generation.boundaries if b < piece.request.prompt_len]
-        if inside and piece.start < inside[-1] <= piece.end and live.prefix is not None:
-            self._keep(live, piece.request.tokens[: inside[-1]])
+        for boundary in sorted({live.prefix.whose.shared, *inside[-1:]}):
+            if piece.start < boundary <= piece.end:
+                self._keep(live, piece.request.tokens[:boundary])
 
     def _finish(self, live: _Live, reason: FinishReason) -> None:
         assert live.prefix is not None
-        live.generation.finish(reason, by_tier=live.prefix.by_tier, miss=live.prefix.miss)
+        prefix, clocks = live.prefix, live.generation.clocks
+        live.generation.finish(
+            reason,
+            by_tier=prefix.by_tier,
+            miss=prefix.miss,
+            differs_at=prefix.differs_at,
+            saved_ms=self._prefixes.saved_ms(prefix, clocks.timings().restore_ms),
+        )
         self._count(finished=1)
         self._end(live, keep=True)
 
-    def _fail(self, live: _Live, message: str) -> None:
+    def _fail(
+        self, live: _Live, message: str, code: BackendErrorCode = BackendErrorCode.INTERNAL
+    ) -> None:
         self._count(failed=1)
-        live.generation.emit(BackendError(BackendErrorCode.INTERNAL, message))
+        retryable = code is BackendErrorCode.OVERLOADED
+        live.generation.emit(BackendError(code, message, retryable=retryable))
         self._end(live, keep=False)
 
     def _end(self, live: _Live, *, keep: bool) -> None:
         """Frees everything the turn holds; keeps its KV first where that is worth it."""
         request: Request = live.generation.request
         self._live.pop(request.id, None)
+        self._reserved.pop(request.id, None)
         self._scheduler.remove(request)
         request.move(State.ENDED)
-        if live.prefix is None:
-            return
-        self._prefixes.forget(live.prefix)
-        if keep and request.computed_len > request.restored_len:
-            self._keep(live, live.generation.kept_tokens())
+        if live.prefix is not None:
+            self._prefixes.forget(live.prefix)
+            if keep and request.computed_len:
+                self._keep(live, live.generation.kept_tokens())
+        live.kv.free()
 
     def _keep(self, live: _Live, tokens: list[int]) -> None:
         assert live.prefix is not None

@@ -6,7 +6,7 @@ logits a step. Every event goes to `emit`, on the engine's thread.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from backends.api import (
@@ -84,6 +84,8 @@ class Generation:
         """`context` leaves room for at least one token behind the prompt."""
         assert len(prompt.ids) < context
         self.request = Request(id, turn.tenant, prompt.ids)
+        self.turn = turn
+        self.prompt = prompt
         self.boundaries = prompt.boundaries
         self.clocks = Clocks(arrived)
         self.emit = emit
@@ -92,6 +94,11 @@ class Generation:
         self._sampler = Sampler(turn.sampling, prompt.ids, prompt.not_first_ids)
         self._detokenizer = Detokenizer((*prompt.stops, *turn.sampling.stop))
         self._most = min(turn.sampling.max_tokens, context - len(prompt.ids))
+
+    @property
+    def most_tokens(self) -> int:
+        """The length of the sequence if the reply takes all that it may."""
+        return self.request.prompt_len + self._most
 
     def sample(self, logits: NDArray[np.float32], now: float) -> FinishReason | None:
         """Draws the next token of logits [V] and sends its text; says why the reply ends here.
@@ -112,7 +119,13 @@ class Generation:
         return None
 
     def finish(
-        self, reason: FinishReason, *, by_tier: tuple[tuple[str, int], ...], miss: str
+        self,
+        reason: FinishReason,
+        *,
+        by_tier: tuple[tuple[str, int], ...],
+        miss: str,
+        differs_at: int | None,
+        saved_ms: float,
     ) -> None:
         """Sends what was held back, then `Finished`."""
         self._send(self._detokenizer.finish())
@@ -123,8 +136,10 @@ class Generation:
             completion_tokens=len(request.sampled),
             cached_by_tier=by_tier,
             miss=miss,
+            differs_at=differs_at,
         )
-        self.emit(Finished(reason, usage, self.clocks.timings(), self._sampled()))
+        timings = replace(self.clocks.timings(), saved_ms=saved_ms)
+        self.emit(Finished(reason, usage, timings, self._sampled()))
 
     def kept_tokens(self) -> list[int]:
         """The prompt and what the reply kept of the sampled ids, as far as their KV exists.

@@ -53,17 +53,18 @@ class EngineRefused(Exception):
         self.line = line
 
 
+Answer = wire.Event | wire.Counted | wire.Forgotten | wire.Tiers
+
+
 @dataclass(slots=True)
 class Call:
     """One stream or count on a link; read its answers in order."""
 
     id: int
-    answers: asyncio.Queue[wire.Event | wire.Counted | BackendError] = field(
-        default_factory=asyncio.Queue
-    )
+    answers: asyncio.Queue[Answer | BackendError] = field(default_factory=asyncio.Queue)
     ended: bool = False
 
-    async def answer(self) -> wire.Event | wire.Counted:
+    async def answer(self) -> Answer:
         """The next answer. Raises the `BackendError` that ended the call instead."""
         answer = await self.answers.get()
         if isinstance(answer, BackendError):
@@ -173,6 +174,13 @@ class Link:
             if not call.ended and self.alive:
                 self._send(wire.Cancel(call.id))
 
+    def tell(self, message: wire.Prefetch | wire.Retire) -> None:
+        """Sends what has no answer. A message that cannot be written is logged: it is a hint."""
+        try:
+            self._send(message)
+        except wire.WireError as error:
+            log.warning("hint_not_sent", problem=error.problem)
+
     async def close(self) -> None:
         """Ends every open call as UNAVAILABLE and the process in order, by force if need be."""
         self.alive = False
@@ -181,7 +189,12 @@ class Link:
 
     def _hand_out(self, message: wire.ToClient) -> None:
         match message:
-            case wire.Event(call=id) | wire.Counted(call=id):
+            case (
+                wire.Event(call=id)
+                | wire.Counted(call=id)
+                | wire.Forgotten(call=id)
+                | wire.Tiers(call=id)
+            ):
                 if (call := self._calls.get(id)) is not None:
                     call.answers.put_nowait(message)
             case wire.Failed(call=id):

@@ -1,7 +1,8 @@
 """Our own decoder: one forward pass over any mix of prefill chunks and decodes.
 
-The tokens of all chunks are laid in one `[T, hidden]` for the linear layers; attention runs chunk
-by chunk over that sequence's own KV. Weights are float32 and inference is all it does.
+The tokens of all chunks are laid end to end for the linear layers; attention reads each sequence's
+own pages of KV. How a step is computed is a `Steps`: float32 in PyTorch, int8 in PyTorch, or int8
+in our C++ kernels, which give the same bits as the second.
 """
 
 from __future__ import annotations
@@ -11,19 +12,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 
-from backends.local.layers import RopeTable, Span, attend, linear, rms_norm, rotate
+from backends.local.float32 import Float32Steps
+from backends.local.int8 import Int8Steps
+from backends.local.kernels.batch import Batch
+from backends.local.kernels.cpu import CpuSteps
+from backends.local.kernels.pages import GroupTable
+from backends.local.quantize import quantize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
-    from backends.local.cache import SequenceKV
-    from backends.local.model_config import LayerSpec, ModelConfig
+    from backends.local.kernels.batch import Steps
+    from backends.local.kernels.cpu import CpuKernels
+    from backends.local.model_config import KVDtype, ModelConfig
+    from backends.local.paged import SequenceKV
 
-__all__ = ["Chunk", "Decoder"]
+__all__ = ["Chunk", "Decoder", "random_weights"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,179 +41,126 @@ class Chunk:
     tokens: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """One layer, fused: `qkv` gives [T, (Hq + 2 Hkv) D], `gate_up` [T, 2 I].
-
-    A layer that reads another's KV has only the queries in `qkv`. `qk_norm` is [heads, D].
-    """
-
-    spec: LayerSpec
-    qkv: Callable[[Tensor], Tensor]
-    out: Callable[[Tensor], Tensor]
-    gate_up: Callable[[Tensor], Tensor]
-    down: Callable[[Tensor], Tensor]
-    before_attention: Tensor
-    before_mlp: Tensor
-    qk_norm: Tensor | None
-    after_attention: Tensor | None
-    after_mlp: Tensor | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One chunk's rows [begin, end) of the flattened batch and its spans by window."""
-
-    kv: SequenceKV
-    begin: int
-    end: int
-    spans: dict[int | None, tuple[Span, ...]]
-
-
 class Decoder:
     """A decoder with its weights.
 
-    `weights` are float32 tensors under the names and shapes of `config.tensor_shapes()`;
-    `backends.local.checkpoint` checks a file against them. They are packed for speed; of the
-    originals only the embedding stays in use, in place.
+    The arena behind every `kv` keeps `kv_dtype`; `numerics` names the arithmetic, for the KV
+    space: what two decoders of one name and equal weights compute is the same bit for bit.
     """
 
-    @torch.inference_mode()
-    def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, config: ModelConfig, steps: Steps) -> None:
         self.config = config
-        self._embedding = weights["model.embed_tokens.weight"]
-        head = "model.embed_tokens.weight" if config.tie_embeddings else "lm_head.weight"
-        self._head = linear(weights[head])
-        self._norm = weights["model.norm.weight"] + config.norm_offset
-        self._layers = [_fuse(config, weights, index) for index in range(len(config.layers))]
-        self._ropes = {
-            (spec.rope_theta, spec.rope_scale): RopeTable(
-                config.head_dim, spec.rope_theta, spec.rope_scale, config.llama3_rope
-            )
-            for spec in config.layers
-        }
+        self._steps = steps
+        self._layout = config.kv_layout(steps.kv_dtype)
+
+    @classmethod
+    @torch.inference_mode()
+    def float32(cls, config: ModelConfig, weights: Mapping[str, Tensor]) -> Decoder:
+        """Computes in float32; `weights` as `config.tensor_shapes()` names and shapes them.
+
+        They are packed for speed; of the originals only the embedding stays in use, in place.
+        """
+        return cls(config, Float32Steps(config, weights))
+
+    @classmethod
+    @torch.inference_mode()
+    def int8(
+        cls, config: ModelConfig, weights: Mapping[str, Tensor], kernels: CpuKernels | None
+    ) -> Decoder:
+        """Computes in int8: with `kernels` where they support the model, else in PyTorch.
+
+        The float32 `weights` are not needed afterwards.
+        """
+        model = quantize(config, weights)
+        if kernels is not None and kernels.supports(config):
+            return cls(config, CpuSteps(model, kernels))
+        return cls(config, Int8Steps(model))
 
     @classmethod
     def random(cls, config: ModelConfig, seed: int) -> Decoder:
-        """A decoder with weights drawn from `seed`: for tests and benchmarks."""
-        return cls(config, random_weights(config, seed))
+        """A float32 decoder with weights drawn from `seed`: for tests and benchmarks."""
+        return cls.float32(config, random_weights(config, seed))
+
+    @property
+    def kv_dtype(self) -> KVDtype:
+        """What the pages of KV hold."""
+        return self._steps.kv_dtype
+
+    @property
+    def numerics(self) -> str:
+        """The name of the arithmetic."""
+        return self._steps.numerics
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk]) -> Tensor:
         """Runs the chunks' tokens through the model; returns float32 logits [len(chunks), vocab].
 
         Row i belongs to the last token of chunk i. Appends K and V to every chunk's `kv` and
-        advances its length. Each `kv` may occur once. Raises `ValueError` for an empty chunk.
+        advances its length. Each `kv` may occur once. Raises `ValueError` for an empty chunk, or
+        for a pool of other pages than `config.kv_layout(kv_dtype)` says.
         """
-        rows, tokens, positions = self._lay_out(chunks)
-        last_position = max(row.kv.length + row.end - row.begin for row in rows)
-        ropes = {key: table.at(positions, last_position) for key, table in self._ropes.items()}
+        return self._run(chunks, every=False)
 
-        x = F.embedding(tokens, self._embedding)  # [T, hidden]
-        if self.config.embed_scale != 1.0:
-            x = x * self.config.embed_scale
-        for index, layer in enumerate(self._layers):
-            spec = layer.spec
-            x = self._layer(index, layer, x, rows, ropes[spec.rope_theta, spec.rope_scale])
-        for row in rows:
-            row.kv.advance(row.end - row.begin)
-        last = x[torch.tensor([row.end - 1 for row in rows])]  # [chunks, hidden]
-        return self._head(rms_norm(last, self._norm, self.config.rms_eps))
+    @torch.inference_mode()
+    def score(self, chunk: Chunk) -> Tensor:
+        """Like `forward` for one chunk, with the logits of all its tokens: [T, vocab]."""
+        return self._run([chunk], every=True)
 
-    def _lay_out(self, chunks: Sequence[Chunk]) -> tuple[list[_Row], Tensor, Tensor]:
-        windows = {spec.window for spec in self.config.layers}
-        rows: list[_Row] = []
-        positions: list[Tensor] = []
-        at = 0
+    def _run(self, chunks: Sequence[Chunk], *, every: bool) -> Tensor:
         for chunk in chunks:
-            count = chunk.tokens.shape[0]
-            if not count:
+            if not len(chunk.tokens):
                 raise ValueError("a chunk needs at least one token")
-            chunk.kv.reserve(count)
-            length = chunk.kv.length
-            spans = {window: Span.cut(length, count, window) for window in windows}
-            rows.append(_Row(chunk.kv, at, at + count, spans))
-            positions.append(torch.arange(length, length + count))
-            at += count
-        return rows, torch.cat([chunk.tokens for chunk in chunks]), torch.cat(positions)
-
-    def _layer(
-        self, index: int, layer: _Layer, x: Tensor, rows: list[_Row], rope: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        eps = self.config.rms_eps
-        h = self._attention(index, layer, rms_norm(x, layer.before_attention, eps), rows, rope)
-        if layer.after_attention is not None:
-            h = rms_norm(h, layer.after_attention, eps)
-        x = x + h
-        gate, up = layer.gate_up(rms_norm(x, layer.before_mlp, eps)).chunk(2, dim=-1)
-        if self.config.activation == "silu":
-            gate = F.silu(gate)
-        else:
-            gate = F.gelu(gate, approximate="tanh")
-        h = layer.down(gate.mul_(up))
-        if layer.after_mlp is not None:
-            h = rms_norm(h, layer.after_mlp, eps)
-        return x.add_(h)
-
-    def _attention(
-        self, index: int, layer: _Layer, x: Tensor, rows: list[_Row], rope: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        config, spec = self.config, layer.spec
-        heads = layer.qkv(x).view(x.shape[0], -1, config.head_dim)  # [T, Hq + 2 Hkv, D]
-        rotary = config.q_heads + (config.kv_heads if spec.kv_source is None else 0)
-        qk = heads[:, :rotary]
-        if layer.qk_norm is not None:
-            qk = rms_norm(qk, layer.qk_norm, config.rms_eps)
-        qk = rotate(qk, *rope)
-        q, k, v = qk[:, : config.q_heads], qk[:, config.q_heads :], heads[:, rotary:]
-
-        out = torch.empty(q.shape)
-        source = index if spec.kv_source is None else spec.kv_source
-        for row in rows:
-            if spec.kv_source is None:
-                row.kv.write(index, k[row.begin : row.end], v[row.begin : row.end])
-            for span in row.spans[spec.window]:
-                keys, values = row.kv.read(source, span.key_start, span.key_end)
-                at = slice(row.begin + span.begin, row.begin + span.end)
-                out[at] = attend(q[at], keys, values, span, config.attention_scale)
-        return layer.out(out.view(x.shape[0], -1))
+            if chunk.kv.arena.layout != self._layout:
+                raise ValueError(f"the sequence's pool does not keep {self.kv_dtype} pages")
+        for chunk in chunks:
+            chunk.kv.reserve(len(chunk.tokens))
+        logits = self._steps.run(_lay_out(chunks, every=every))
+        for chunk in chunks:
+            chunk.kv.advance(len(chunk.tokens))
+        return logits
 
 
-def _fuse(config: ModelConfig, weights: Mapping[str, Tensor], index: int) -> _Layer:
-    spec = config.layers[index]
-    owns = spec.kv_source is None
-
-    def weight(name: str) -> Tensor:
-        return weights[f"model.layers.{index}.{name}.weight"]
-
-    def norm(name: str) -> Tensor:
-        return weight(name) + config.norm_offset
-
-    parts = ("q_proj", "k_proj", "v_proj") if owns else ("q_proj",)
-    qk_norm = None
-    if config.qk_norm:
-        qk = [norm("self_attn.q_norm").expand(config.q_heads, -1)]
-        if owns:
-            qk.append(norm("self_attn.k_norm").expand(config.kv_heads, -1))
-        qk_norm = torch.cat(qk)
-    sandwich = config.sandwich_norms
-    return _Layer(
-        spec=spec,
-        qkv=linear(torch.cat([weight(f"self_attn.{part}") for part in parts])),
-        out=linear(weight("self_attn.o_proj")),
-        gate_up=linear(torch.cat([weight("mlp.gate_proj"), weight("mlp.up_proj")])),
-        down=linear(weight("mlp.down_proj")),
-        before_attention=norm("input_layernorm"),
-        # Llama's "post_attention" norm is the one before the MLP; Gemma has one of each.
-        before_mlp=norm("pre_feedforward_layernorm" if sandwich else "post_attention_layernorm"),
-        qk_norm=qk_norm,
-        after_attention=norm("post_attention_layernorm") if sandwich else None,
-        after_mlp=norm("post_feedforward_layernorm") if sandwich else None,
+def _lay_out(chunks: Sequence[Chunk], *, every: bool) -> Batch:
+    starts, lengths = [0], []
+    positions: list[int] = []
+    for chunk in chunks:
+        before, count = chunk.kv.length, len(chunk.tokens)
+        starts.append(starts[-1] + count)
+        lengths.append(before + count)
+        positions.extend(range(before, before + count))
+    arena = chunks[0].kv.arena
+    return Batch(
+        tokens=torch.cat([chunk.tokens for chunk in chunks]).int(),
+        positions=_ints(positions),
+        starts=_ints(starts),
+        lengths=_ints(lengths),
+        wanted=_ints(list(range(starts[-1])) if every else [end - 1 for end in starts[1:]]),
+        tables=tuple(
+            _table(arena.pages[group.id], [chunk.kv.table(group.id) for chunk in chunks])
+            for group in arena.layout.groups
+        ),
+        end=max(lengths),
     )
 
 
+def _table(pages: Tensor, tables: Sequence[tuple[int, list[int]]]) -> GroupTable:
+    width = max(len(slots) for _, slots in tables)
+    return GroupTable(
+        pages=pages,
+        slots=_ints([slots + [0] * (width - len(slots)) for _, slots in tables]),
+        first_page=_ints([first for first, _ in tables]),
+    )
+
+
+def _ints(values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
 def random_weights(config: ModelConfig, seed: int) -> dict[str, Tensor]:
-    """Weights for `config` drawn from `seed`, scaled so that activations stay near one."""
+    """Weights for `config` drawn from `seed`, scaled so that activations stay near one.
+
+    For tests and benchmarks.
+    """
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, shape in config.tensor_shapes().items():

@@ -16,9 +16,10 @@ from kvstore.api import Group, Layout
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["LayerSpec", "Llama3Rope", "ModelConfig"]
+__all__ = ["KVDtype", "LayerSpec", "Llama3Rope", "ModelConfig"]
 
 Activation = Literal["silu", "gelu_tanh"]
+KVDtype = Literal["int8", "float32"]
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -147,16 +148,21 @@ class ModelConfig:
             eos_ids=eos_ids,
         )
 
-    def kv_layout(self, block_tokens: int = 64, element_bytes: int = 4) -> Layout:
+    def kv_layout(self, kv_dtype: KVDtype = "float32", block_tokens: int = 64) -> Layout:
         """The layer groups whose KV is stored together: global first, then windows ascending.
 
         Layers that read another layer's KV are in no group. Ids count from 0 in that order.
+        `int8` is codes with one fp16 scale per token and head, `float32` the values themselves.
         """
         by_window: dict[int | None, list[int]] = {}
         for index, layer in enumerate(self.layers):
             if layer.kv_source is None:
                 by_window.setdefault(layer.window, []).append(index)
-        per_layer = 2 * self.kv_heads * self.head_dim * element_bytes
+        width = self.kv_heads * self.head_dim
+        parts = {
+            "int8": (width, width, 2 * self.kv_heads, 2 * self.kv_heads),
+            "float32": (4 * width, 4 * width),
+        }[kv_dtype]
         windows = sorted(by_window, key=lambda window: (window is not None, window or 0))
         return Layout(
             groups=tuple(
@@ -164,7 +170,7 @@ class ModelConfig:
                     id=index,
                     layers=tuple(by_window[window]),
                     window=window,
-                    bytes_per_token=len(by_window[window]) * per_layer,
+                    parts=parts,
                 )
                 for index, window in enumerate(windows)
             ),

@@ -13,8 +13,12 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from backends.local.request import Request, State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Full", "Limits", "Plan", "Scheduler", "Slice"]
 
@@ -114,14 +118,20 @@ class Scheduler:
             queue.remove(request)
         self._forget_idle_tenant(request.tenant)
 
-    def admit(self) -> tuple[Request, ...]:
-        """Moves requests into the running set and names them; the caller starts their work."""
+    def admit(self, fits: Callable[[Request], bool] = lambda _: True) -> tuple[Request, ...]:
+        """Moves requests into the running set and names them; the caller starts their work.
+
+        `fits` is asked of the one whose turn it is; when it says no, everybody waits, so that a
+        large request is not passed by small ones for ever.
+        """
         admitted: list[Request] = []
         while len(self._running) < self._limits.max_running:
             waiting = [tenant for tenant, queue in self._queues.items() if queue]
             if not waiting:
                 break
             tenant = min(waiting, key=self._tenant_admitted.__getitem__)
+            if not fits(self._queues[tenant][0]):
+                break
             request = self._queues[tenant].popleft()
             self._tenant_admitted[tenant] = self._tick()
             self._tenant_served.setdefault(tenant, self._tick())

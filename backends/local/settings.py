@@ -19,6 +19,8 @@ class EngineSettings:
     weights, the KV files and the KV secret live under `data_dir`. `threads` 0 uses every core.
     `context` caps the model's own context length, in tokens. `step_tokens` is the budget of one
     scheduling step: decodes first, the rest for chunks of prefill. `store` is `tiered` or `none`.
+    `device_bytes` is the pool of KV pages that attention reads; `host_bytes` and `disk_bytes`
+    bound what lies behind it.
     """
 
     data_dir: Path
@@ -29,5 +31,6 @@ class EngineSettings:
     max_queued: int = 64
     step_tokens: int = 256
     store: str = "tiered"
+    device_bytes: int = 512 << 20
     host_bytes: int = 1 << 30
     disk_bytes: int = 4 << 30

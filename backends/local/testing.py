@@ -1,4 +1,4 @@
-"""A tiny model folder, for tests that need a real engine and no real weights. It ships.
+"""For tests of the engine: a tiny model folder, sequences with a pool of their own. It ships.
 
 A Llama of a few thousand random weights over the 256 bytes. Its head knows only printable ASCII,
 so a greedy reply is plain text that neither ends early nor breaks its line.
@@ -17,13 +17,31 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 from backends.local.model_config import ModelConfig
+from backends.local.paged import SequenceKV
+from kvstore.device import DeviceTier
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["write_tiny_model"]
+    from backends.local.model_config import KVDtype
+
+__all__ = ["arena", "sequence", "write_tiny_model"]
 
 END = "<|endoftext|>"
+
+
+def arena(config: ModelConfig, tokens: int = 4096, *, kv_dtype: KVDtype = "float32") -> DeviceTier:
+    """A pool of KV pages with room for `tokens` tokens in every group."""
+    layout = config.kv_layout(kv_dtype)
+    pages = -(-tokens // layout.block_tokens) + 2
+    return DeviceTier(layout, {group.id: pages for group in layout.groups})
+
+
+def sequence(
+    config: ModelConfig, tokens: int = 4096, *, kv_dtype: KVDtype = "float32"
+) -> SequenceKV:
+    """An empty sequence in a pool of its own."""
+    return SequenceKV(arena(config, tokens, kv_dtype=kv_dtype))
 
 
 def write_tiny_model(folder: Path, *, seed: int = 0, context: int = 4096) -> Path:

@@ -1,8 +1,8 @@
 """Frames between the gateway's side and the engine process. Pure: no sockets.
 
     frame     4 bytes length, big-endian, of the body; then the body, one msgpack map
-    to the worker     Start first, then Submit, Cancel, Count
-    to the client     Progress, then Ready or Refused; then Event, Failed, Counted
+    to the worker     Start first, then Submit, Cancel, Count, Prefetch, Retire, Forget, AskTiers
+    to the client     Progress, then Ready or Refused; then Event, Failed, Counted, Forgotten, Tiers
 
 `call` numbers one stream or one count; the client chooses it and never uses it twice on one
 connection. The end of the connection is the order to exit. WireError: see there.
@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING
 import msgpack
 
 # Field types are read at run time by the codec.
-from backends.api import Capabilities, Finished, TextDelta, ThoughtDelta, Turn  # noqa: TC001
+from backends.api import (  # noqa: TC001
+    Capabilities,
+    Finished,
+    TextDelta,
+    ThoughtDelta,
+    TierCounters,
+    Turn,
+)
 from backends.errors import BackendError, BackendErrorCode
 from backends.local.codec import CodecError, plain, read_one_of
 from backends.local.settings import EngineSettings  # noqa: TC001
@@ -27,17 +34,23 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_FRAME",
+    "AskTiers",
     "Cancel",
     "Count",
     "Counted",
     "Event",
     "Failed",
+    "Forget",
+    "Forgotten",
     "Frames",
+    "Prefetch",
     "Progress",
     "Ready",
     "Refused",
+    "Retire",
     "Start",
     "Submit",
+    "Tiers",
     "ToClient",
     "ToWorker",
     "WireError",
@@ -88,6 +101,37 @@ class Count:
 
     call: int
     texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prefetch:
+    """This turn, or more, is about to be asked for. No answer."""
+
+    turn: Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """Somebody left this conversation. No answer."""
+
+    tenant: str
+    conversation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Delete the KV of an owner, or with None of the tenant."""
+
+    call: int
+    tenant: str
+    owner: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AskTiers:
+    """What did the KV tiers do so far?"""
+
+    call: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +199,24 @@ class Counted:
     costs: tuple[int, ...]
 
 
-ToWorker = Start | Submit | Cancel | Count
-ToClient = Progress | Ready | Refused | Event | Failed | Counted
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """The answer to `Forget`: how many blocks went."""
+
+    call: int
+    blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tiers:
+    """The answer to `AskTiers`, fastest tier first."""
+
+    call: int
+    tiers: tuple[TierCounters, ...]
+
+
+ToWorker = Start | Submit | Cancel | Count | Prefetch | Retire | Forget | AskTiers
+ToClient = Progress | Ready | Refused | Event | Failed | Counted | Forgotten | Tiers
 
 
 def encode(message: ToWorker | ToClient) -> bytes:
@@ -172,14 +232,15 @@ def encode(message: ToWorker | ToClient) -> bytes:
 
 def read_to_worker(body: bytes) -> ToWorker:
     """The message of a frame's body. Raises `WireError`."""
-    message = _read((Start, Submit, Cancel, Count), body)
+    message = _read((Start, Submit, Cancel, Count, Prefetch, Retire, Forget, AskTiers), body)
     assert isinstance(message, ToWorker)
     return message
 
 
 def read_to_client(body: bytes) -> ToClient:
     """The message of a frame's body. Raises `WireError`."""
-    message = _read((Progress, Ready, Refused, Event, Failed, Counted), body)
+    kinds = (Progress, Ready, Refused, Event, Failed, Counted, Forgotten, Tiers)
+    message = _read(kinds, body)
     assert isinstance(message, ToClient)
     return message
 

@@ -13,11 +13,12 @@ import socket
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import structlog
 
-from backends.api import Finished
+from backends.api import Finished, TierCounters
 from backends.errors import BackendError, BackendErrorCode
 from backends.local import wire
 from backends.local.errors import ModelError
@@ -140,6 +141,20 @@ class Worker:
                     assembled.engine.cancel(id)
             case wire.Count(call, texts):
                 self._spawn(self._count(call, texts, assembled))
+            case wire.Prefetch(turn):
+                self._renderer.submit(assembled.engine.prefetch, turn)
+            case wire.Retire(tenant, conversation):
+                assembled.engine.retire(tenant, conversation)
+            case wire.Forget(call, tenant, owner):
+                assembled.engine.forget(
+                    tenant,
+                    owner,
+                    lambda n, problem: self._from_thread(self._forgotten, call, n, problem),
+                )
+            case wire.AskTiers(call):
+                stats = assembled.engine.store_stats()
+                tiers = tuple(TierCounters(**asdict(tier)) for tier in stats.tiers)
+                self._send(wire.Tiers(call, tiers))
             case wire.Start():
                 log.warning("engine_started_twice")
 
@@ -166,6 +181,15 @@ class Worker:
             self._send(wire.Failed.of(call, error))
         else:
             self._send(wire.Counted(call, answer))
+
+    def _forgotten(self, call: int, blocks: int, problem: str) -> None:
+        if problem:
+            error = BackendError(
+                BackendErrorCode.INTERNAL, f"the KV could not be deleted whole: {problem}"
+            )
+            self._send(wire.Failed.of(call, error))
+        else:
+            self._send(wire.Forgotten(call, blocks))
 
     def _deliver(self, call: int, event: TurnEvent | BackendError) -> None:
         if call not in self._engine_ids:

@@ -24,3 +24,31 @@ export async function getChats() {
 export async function getBackends() {
   return (await getJson("/v1/backends")).data;
 }
+
+/**
+ * @param {File[]} files at most a hundred
+ * @returns {Promise<import("./store.js").Brought[]>} what became of each
+ */
+export async function bringPersonas(files) {
+  const body = new FormData();
+  for (const file of files) body.append("file", file, file.name);
+  const response = await fetch("/v1/personas", { method: "POST", body });
+  const answer = await response.json().catch(() => ({}));
+  if (answer.data) return answer.data;
+  throw new Error(answer.error?.message ?? `The server answered ${response.status}.`);
+}
+
+/** @param {string} chat */
+export async function deleteChat(chat) {
+  const response = await fetch(`/v1/chats/${encodeURIComponent(chat)}`, { method: "DELETE" });
+  if (response.ok) return;
+  const answer = await response.json().catch(() => ({}));
+  throw new Error(answer.error?.message ?? `The server answered ${response.status}.`);
+}
+
+/** @param {string} persona */
+export async function removePersona(persona) {
+  const path = `/v1/personas/${encodeURIComponent(persona)}`;
+  const response = await fetch(path, { method: "DELETE" });
+  if (!response.ok) throw new Error(`The server answered ${response.status}.`);
+}

@@ -10,15 +10,32 @@ import { Wire, WireError } from "./wire.js";
 
 const STARTING_POLL_MS = 1_500;
 const READY_POLL_MS = 30_000;
+const FILES_AT_ONCE = 10;
+const TYPING_EVERY_MS = 5_000;
 
 /** @type {State} */
 let state = INITIAL;
 let drawing = false;
+let typedAt = -Infinity;
 /** @type {ReturnType<typeof setTimeout> | undefined} */
 let backendsTimer;
 
 const view = new View(
-  { onOpen, onSend, onStop, onName, onVoice, onRetry: () => wire.check(), onDismiss: () => fail(null) },
+  {
+    onOpen,
+    onSend,
+    onStop,
+    onTyping,
+    onDeleteChat,
+    onName,
+    onVoice,
+    onBring,
+    onUndo,
+    onWords: (words) => dispatch({ t: "page.words", words }),
+    onMore: () => dispatch({ t: "page.more" }),
+    onRetry: () => wire.check(),
+    onDismiss: () => fail(null),
+  },
   localStorage.getItem("name") ?? "",
 );
 
@@ -78,8 +95,10 @@ function followRoute() {
   const before = state.route.chat;
   dispatch({ t: "page.route", chat });
   if (before !== null && before !== chat) wire.unfollow(before);
-  if (chat === null) loadChats();
-  else if (before !== chat) wire.follow(chat);
+  if (chat === null) {
+    loadChats();
+    if (state.personas !== null) loadPersonas(); // files may have come and gone
+  } else if (before !== chat) wire.follow(chat);
 }
 
 /** Starts a chat with a persona. @param {string} persona */
@@ -128,6 +147,26 @@ async function onSend(text) {
   }
 }
 
+/** Lets the server get the chat's cache near; at most every five seconds. */
+function onTyping() {
+  const { chat } = state;
+  const now = performance.now();
+  if (!chat || chat.live || now - typedAt < TYPING_EVERY_MS) return;
+  typedAt = now;
+  wire.send({ t: "chat.typing", chat: chat.id });
+}
+
+/** Deletes a chat for good. @param {string} chat */
+async function onDeleteChat(chat) {
+  if (!confirm("Delete this chat? What was said in it cannot be brought back.")) return;
+  try {
+    await api.deleteChat(chat);
+  } catch (error) {
+    fail(error);
+  }
+  loadChats();
+}
+
 function onStop() {
   const { chat } = state;
   if (!chat?.live || chat.live.stopping) return;
@@ -146,6 +185,34 @@ async function onVoice(backend) {
     fail(error);
   }
   pollBackends(); // whether it was taken or refused, the picker shows what the chat has now
+}
+
+/** Brings files of characters, a few at a time. @param {File[]} files */
+async function onBring(files) {
+  if (state.bringing) return;
+  try {
+    for (let done = 0; done < files.length; done += FILES_AT_ONCE) {
+      dispatch({ t: "page.bringing", bringing: { done, of: files.length } });
+      const lines = await api.bringPersonas(files.slice(done, done + FILES_AT_ONCE));
+      dispatch({ t: "page.brought", lines });
+    }
+  } catch (error) {
+    const lost = error instanceof TypeError; // what fetch throws when nobody answers
+    fail(lost ? new Error("The server did not take the file. Is it running?") : error);
+  }
+  dispatch({ t: "page.bringing", bringing: null });
+  loadPersonas();
+}
+
+/** Takes away a character that was just brought. @param {string} persona */
+async function onUndo(persona) {
+  try {
+    await api.removePersona(persona);
+    dispatch({ t: "page.undone", persona });
+  } catch (error) {
+    fail(error);
+  }
+  loadPersonas();
 }
 
 /** @param {string} name empty: the characters say "You" */

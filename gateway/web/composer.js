@@ -21,16 +21,19 @@ export class Composer {
    *   form: HTMLFormElement, draft: HTMLTextAreaElement,
    *   send: HTMLButtonElement, stop: HTMLButtonElement,
    * }} elements
-   * @param {{onSend: (text: string) => void, onStop: () => void}} callbacks
+   * @param {{onSend: (text: string) => void, onStop: () => void, onTyping: () => void}} callbacks
    * @param {Storage} storage
    */
-  constructor({ form, draft, send, stop }, { onSend, onStop }, storage) {
+  constructor({ form, draft, send, stop }, { onSend, onStop, onTyping }, storage) {
     this.draft = draft;
     this.send = send;
     this.stop = stop;
     this.onSend = onSend;
     this.storage = storage;
-    draft.addEventListener("input", () => this.#changed());
+    draft.addEventListener("input", () => {
+      this.#changed();
+      onTyping();
+    });
     draft.addEventListener("keydown", (event) => {
       // While an input method composes a character, Enter only picks it.
       if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;

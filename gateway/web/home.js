@@ -34,9 +34,10 @@ export function personaCard(persona, opening, onOpen) {
  * @param {ChatSummary} chat
  * @param {string | null} picture the persona's
  * @param {number} now Unix seconds
+ * @param {() => void} onDelete
  * @returns {HTMLLIElement}
  */
-export function chatRow(chat, picture, now) {
+export function chatRow(chat, picture, now, onDelete) {
   const when = new Date(chat.updated * 1000).toISOString();
   return h(
     "li",
@@ -48,6 +49,17 @@ export function chatRow(chat, picture, now) {
       h("span", { class: "name" }, chat.persona.name),
       h("time", { datetime: when }, ago(chat.updated, now)),
       h("span", { class: "preview" }, chat.preview),
+    ),
+    h(
+      "button",
+      {
+        type: "button",
+        class: "delete",
+        title: "Delete this chat",
+        "aria-label": `Delete the chat with ${chat.persona.name}`,
+        click: onDelete,
+      },
+      "×",
     ),
   );
 }

@@ -10,7 +10,7 @@
  * @typedef {{
  *   ttft_ms: number, tokens_per_s: number, prompt_tokens: number, cached_tokens: number,
  *   completion_tokens: number, cached_by_tier: Record<string, number>, miss: string,
- *   backend?: string,
+ *   backend?: string, restore_ms?: number, saved_ms?: number, differs_at?: number | null,
  * }} Stats `backend` spoke it; missing in what was stored before that was noted.
  *
  * @typedef {{
@@ -34,9 +34,15 @@
  * }} Backend
  *
  * @typedef {{
- *   id: string, name: string, tagline: string, greeting: string, tags: string[],
- *   creator: string, avatar: string | null,
+ *   id: string, revision: string, name: string, tagline: string, greeting: string,
+ *   tags: string[], creator: string, avatar: string | null, own: boolean,
  * }} Persona
+ *
+ * @typedef {{
+ *   file: string, state: "added" | "replaced" | "unchanged" | "refused", persona?: Persona,
+ *   error?: Problem, container?: string, findings?: {message: string, where: string}[],
+ *   report?: Record<"executed" | "preserved" | "repaired" | "dropped", string[]>,
+ * }} Brought What became of a file of a character.
  *
  * @typedef {{
  *   id: string, persona: {id: string, name: string}, user: string, preview: string,
@@ -54,7 +60,9 @@
  *   backends: Backend[], personas: Persona[] | null, chats: ChatSummary[] | null,
  *   chat: Chat | null, missing: boolean, opening: string | null,
  *   outgoing: Outgoing, problem: Problem | null,
- * }} State `missing`: the route names a chat that is not there; `opening`: the persona whose
+ *   words: string, shown: number, brought: Brought[], bringing: {done: number, of: number} | null,
+ * }} State `words` are looked for, `shown` characters at most are on the page, `brought` and
+ *   `bringing` are files that were read and that are on their way; `missing`: the route names a chat that is not there; `opening`: the persona whose
  *   chat is being started.
  *
  * @typedef {{ t: string } & Record<string, any>} PageEvent
@@ -75,6 +83,10 @@ export const INITIAL = {
   opening: null,
   outgoing: NOTHING_SENT,
   problem: null,
+  words: "",
+  shown: 48,
+  brought: [],
+  bringing: null,
 };
 
 const LOST_ON_THE_WAY = {
@@ -101,6 +113,7 @@ function reducePage(state, event) {
       const route = { chat: event.chat };
       // The list of chats is read anew at home: an old one would change under the hand.
       const cleared = { chat: null, chats: null, missing: false, opening: null, problem: null };
+      if (event.chat !== null) return { ...state, ...cleared, route, brought: [] };
       return { ...state, ...cleared, route };
     }
     case "page.connection":
@@ -109,6 +122,18 @@ function reducePage(state, event) {
       return { ...state, backends: event.backends };
     case "page.personas":
       return { ...state, personas: event.personas };
+    case "page.words":
+      return { ...state, words: event.words, shown: INITIAL.shown };
+    case "page.more":
+      return { ...state, shown: state.shown + INITIAL.shown };
+    case "page.bringing":
+      return { ...state, bringing: event.bringing, problem: event.bringing ? null : state.problem };
+    case "page.brought":
+      return { ...state, brought: [...event.lines, ...state.brought] };
+    case "page.undone": {
+      const brought = state.brought.filter((line) => line.persona?.id !== event.persona);
+      return { ...state, brought };
+    }
     case "page.chats":
       return { ...state, chats: event.chats };
     case "page.opening":
@@ -158,6 +183,7 @@ function reduceFrame(state, frame) {
     const { status, chat: sentTo } = state.outgoing;
     return status === "unsure" && sentTo === chat.id ? resolveUnsure(shown, chat) : shown;
   }
+  if (frame.t === "chat.deleted") return { ...state, chat: null, missing: true };
   if (!state.chat) return state; // the snapshot that is on its way says it all
   const chat = reduceChat(state.chat, frame);
   return chat === state.chat ? state : { ...state, chat };
@@ -191,6 +217,18 @@ function resolveUnsure(/** @type {State} */ state, /** @type {Chat} */ chat) {
     .slice(at + 1)
     .some((message) => message.role === "user" && message.text.trim() === text.trim());
   return settle(state, arrived ? "delivered" : "refused", arrived ? null : LOST_ON_THE_WAY);
+}
+
+/**
+ * The characters that all the words are in: in name, tags or line.
+ * @param {Persona[]} personas @param {string} words
+ */
+export function matching(personas, words) {
+  const wanted = words.toLowerCase().split(/\s+/).filter(Boolean);
+  return personas.filter(({ name, tagline, tags, creator }) => {
+    const text = [name, tagline, creator, ...tags].join("\n").toLowerCase();
+    return wanted.every((word) => text.includes(word));
+  });
 }
 
 /**

@@ -1,19 +1,22 @@
 // From state to page. `render` is given the new state and looks only at what changed.
 
+import { broughtRow, listen } from "./bring.js";
 import { Composer } from "./composer.js";
 import { avatar, byId, h } from "./dom.js";
 import { endMark } from "./format.js";
 import { chatRow, emptyCards, personaCard } from "./home.js";
 import { MessageList } from "./messages.js";
-import { voiceOf } from "./store.js";
+import { matching, voiceOf } from "./store.js";
 
 /** @typedef {import("./store.js").State} State @typedef {import("./store.js").Chat} Chat */
 
 /**
  * @typedef {{
  *   onOpen: (persona: string) => void, onSend: (text: string) => void, onStop: () => void,
+ *   onTyping: () => void, onDeleteChat: (chat: string) => void,
  *   onRetry: () => void, onDismiss: () => void, onName: (name: string) => void,
- *   onVoice: (backend: string) => void,
+ *   onVoice: (backend: string) => void, onBring: (files: File[]) => void,
+ *   onUndo: (persona: string) => void, onWords: (words: string) => void, onMore: () => void,
  * }} Callbacks
  */
 
@@ -39,6 +42,10 @@ export class View {
     field.addEventListener("input", () => callbacks.onName(field.value.trim()));
     /** @type {HTMLSelectElement} */ const voices = byId("voices");
     voices.addEventListener("change", () => callbacks.onVoice(voices.value));
+    /** @type {HTMLInputElement} */ const find = byId("find");
+    find.addEventListener("input", () => callbacks.onWords(find.value));
+    byId("more").addEventListener("click", callbacks.onMore);
+    listen({ zone: byId("home"), button: byId("bring"), input: byId("files") }, callbacks.onBring);
     byId("me").addEventListener("submit", (event) => event.preventDefault());
     byId("retry").addEventListener("click", callbacks.onRetry);
     byId("dismiss").addEventListener("click", callbacks.onDismiss);
@@ -56,7 +63,8 @@ export class View {
     const changed = (...keys) => keys.some((key) => before?.[key] !== state[key]);
 
     if (changed("route", "missing", "chat", "personas")) this.#sections(state, before);
-    if (changed("personas", "opening")) this.#personas(state);
+    if (changed("personas", "opening", "words", "shown")) this.#personas(state);
+    if (changed("brought", "bringing")) this.#brought(state);
     if (changed("chats", "personas")) this.#chats(state);
     if (changed("backends", "chat")) {
       this.#voice(state);
@@ -138,18 +146,38 @@ export class View {
     voices.disabled = Boolean(chat.live);
   }
 
-  #personas(/** @type {State} */ { personas, opening }) {
-    const cards = personas?.map((persona) =>
-      personaCard(persona, opening === persona.id, () => this.callbacks.onOpen(persona.id)),
-    );
-    byId("personas").replaceChildren(...(cards ?? emptyCards(3)));
+  #personas(/** @type {State} */ { personas, opening, words, shown }) {
+    const found = matching(personas ?? [], words);
+    const cards = found
+      .slice(0, shown)
+      .map((persona) =>
+        personaCard(persona, opening === persona.id, () => this.callbacks.onOpen(persona.id)),
+      );
+    byId("personas").replaceChildren(...(personas ? cards : emptyCards(3)));
     byId("nobody").hidden = personas?.length !== 0;
+    byId("unfound").hidden = !personas?.length || found.length > 0;
+    byId("find").hidden = !words && (personas?.length ?? 0) < 7;
+    byId("more").hidden = found.length <= shown;
+    byId("more").textContent = `Show more (${found.length - shown} are left)`;
+  }
+
+  /** What became of the files that were brought, and how many are on their way. */
+  #brought(/** @type {State} */ { brought, bringing }) {
+    const rows = brought.map((line) => broughtRow(line, this.callbacks));
+    byId("brought").replaceChildren(...rows);
+    byId("brought").hidden = rows.length === 0;
+    /** @type {HTMLButtonElement} */ const button = byId("bring");
+    button.disabled = bringing !== null;
+    const many = bringing && bringing.of > 1 ? ` ${bringing.done} of ${bringing.of}` : "";
+    button.textContent = bringing ? `Reading${many}…` : "Bring a character…";
   }
 
   #chats(/** @type {State} */ state) {
     const now = Date.now() / 1000;
     const rows = (state.chats ?? []).map((chat) =>
-      chatRow(chat, picture(state, chat.persona.id), now),
+      chatRow(chat, picture(state, chat.persona.id), now, () =>
+        this.callbacks.onDeleteChat(chat.id),
+      ),
     );
     byId("chats").replaceChildren(...rows);
     byId("recent").hidden = rows.length === 0;

@@ -46,6 +46,9 @@ def test_turn_refuses_uneven_sampled() -> None:
         Turn("1", messages, "Mira", sampled=(ids,))
     with pytest.raises(ValueError, match="stable"):
         Turn("1", messages, "Mira", stable=3)
+    with pytest.raises(ValueError, match="shared"):
+        Turn("1", messages, "Mira", stable=1, shared=2)
+    assert Turn("1", messages, "Mira", stable=1, shared=1, persona="m@1").shared == 1
 
 
 def test_error_keeps_fields() -> None:

@@ -15,14 +15,21 @@ from gateway.cli import main, parser
 ROOT = Path(__file__).parents[2]
 
 
-def commands() -> dict[str, argparse.ArgumentParser]:
-    [subs] = [a for a in parser()._actions if isinstance(a, argparse._SubParsersAction)]
-    return dict(subs.choices)
+def commands(of: argparse.ArgumentParser | None = None) -> dict[str, argparse.ArgumentParser]:
+    """The commands below a parser, and below those as `cards import`."""
+    found: dict[str, argparse.ArgumentParser] = {}
+    for action in (of or parser())._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, below in action.choices.items():
+                found[name] = below
+                found |= {f"{name} {rest}": each for rest, each in commands(below).items()}
+    return found
 
 
 def test_every_option_has_help() -> None:
     """No option and no command is without a text."""
-    assert set(commands()) == {"run", "chat", "prepare"}
+    groups = {name.partition(" ")[0] for name in commands()}
+    assert groups == {"run", "chat", "prepare", "cards", "chats"}
     for command in [parser(), *commands().values()]:
         assert command.description
         for action in command._actions:
@@ -36,7 +43,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     out = capsys.readouterr().out
     for name in commands():
-        assert name in out
+        assert name.partition(" ")[0] in out
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,9 @@ from gateway.protocol import (
 from gateway.session import ROOM, Session
 
 if TYPE_CHECKING:
-    from gateway.chats import Chats
+    from gateway.chats import Chats, LiveChat
     from gateway.codec import Frame
+    from gateway.presence import Presence
     from gateway.turns import Turns
 
 
@@ -63,7 +64,14 @@ class FakeSocket:
 class NoChats:
     """Stands where no chat is used."""
 
-    def forget_watcher(self, watcher: object) -> None:
+    def forget_watcher(self, watcher: object) -> tuple[LiveChat, ...]:
+        return ()
+
+
+class NobodyThere:
+    """Stands where nobody comes and goes."""
+
+    def left(self, chats: object) -> None:
         return
 
 
@@ -73,6 +81,7 @@ def session_on(socket: FakeSocket) -> Session:
         Subprotocol.JSON,
         chats=cast("Chats", NoChats()),
         turns=cast("Turns", None),
+        presence=cast("Presence", NobodyThere()),
         limits=ServerConfig(),
         server="test/0",
     )

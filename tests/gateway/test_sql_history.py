@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from backends.api import Role, SampledTokens
 from gateway.errors import HistoryError, HistoryFault
-from gateway.history import Chat, StoredMessage, TurnRecord, preview
+from gateway.history import Chat, ChatOrigin, StoredMessage, TurnRecord, preview
 from gateway.migrations import settings as alembic_settings
 from gateway.protocol import Error, MessageStatus, Stats
 from gateway.schema import HEAD, metadata
@@ -36,6 +36,14 @@ STATS = Stats(
     cached_by_tier={"host": 200, "disk": 80},
     miss="new_text",
     backend="scripted",
+)
+
+
+ORIGIN = ChatOrigin(
+    format="sillytavern",
+    header={"user_name": "Ann", "chat_metadata": {"a": [1, None]}},
+    lines=({"mes": "Mind the step.", "extra": {}}, {"mes": "hidden", "is_system": True}),
+    line_of={"c1-m0": 0},
 )
 
 
@@ -110,6 +118,24 @@ async def test_round_trip(history: SqlHistory) -> None:
     await history.finish(done)
     assert await history.load(chat.id) == chat.settle(done)
     assert await history.load("nobody") is None
+
+
+async def test_origin(history: SqlHistory) -> None:
+    """What an imported chat's file said besides is kept with the chat; others have none."""
+    await history.create(new_chat("c1"), ORIGIN)
+    await history.create(new_chat("c2"))
+    assert await history.origin("c1") == ORIGIN
+    assert await history.origin("c2") is await history.origin("none") is None
+
+
+async def test_pin(history: SqlHistory) -> None:
+    """A chat goes on with another revision; other chats stay with theirs."""
+    for name in ("c1", "c2"):
+        await history.create(new_chat(name))
+    await history.pin("c1", "r2")
+    assert await history.load("c1") == replace(new_chat("c1"), persona_revision="r2")
+    revisions = {c.id: c.persona_revision for c in await history.summaries()}
+    assert revisions == {"c1": "r2", "c2": "r1"}
 
 
 async def test_restart_interrupts(tmp_path: Path) -> None:
@@ -214,7 +240,7 @@ async def test_durable_settings(history: SqlHistory) -> None:
         names = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
         return [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names]
 
-    assert await history._run(read) == ["wal", 2, 1, 5000]
+    assert await history.run(read) == ["wal", 2, 1, 5000]
 
 
 async def test_closed(tmp_path: Path) -> None:
@@ -345,7 +371,10 @@ async def test_upgrade_keeps_chats(tmp_path: Path) -> None:
     history = await SqlHistory.open(path)
     chat = await history.load("c_1")
     assert chat is not None
-    assert (chat.persona_id, chat.backend) == ("maren", "")
+    assert (chat.persona_id, chat.persona_revision, chat.backend) == ("maren", "r", "")
+    assert await history.origin("c_1") is None
+    await history.create(new_chat(), ORIGIN)  # what the third schema brought is there
+    assert await history.origin("c1") == ORIGIN
     [first] = chat.messages
     assert (first.text, first.error) == ("Mind the step.", None)
     assert first.stats is not None

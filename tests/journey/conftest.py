@@ -48,6 +48,12 @@ def config(tmp_path: Path) -> Config:
 
 
 @pytest.fixture
+def config_folder(config: Config) -> Path:
+    """The folder of one's own cards."""
+    return config.data.folder / "personas"
+
+
+@pytest.fixture
 async def backend() -> PromptedBackend:
     return PromptedBackend()
 

@@ -56,6 +56,7 @@ async def test_personas(web: aiohttp.ClientSession) -> None:
     """The list has the card of the data folder beside the shipped ones, macros filled in."""
     async with web.get("/v1/personas") as answer:
         listed = {p["id"]: p for p in (await answer.json())["data"]}
+    assert listed["tess"].pop("revision")
     assert listed["tess"] == {
         "id": "tess",
         "name": "Tess",
@@ -64,6 +65,7 @@ async def test_personas(web: aiohttp.ClientSession) -> None:
         "tags": ["dry"],
         "creator": "the tests",
         "avatar": None,
+        "own": True,
     }
     pictured = [p for p in listed.values() if p["avatar"]]
     assert pictured
@@ -93,6 +95,7 @@ async def test_chats_newest_first(
     assert data[0]["preview"] == "Hello yourself."
     assert data[0]["persona"] == {"id": "tess", "name": "Tess"}
     assert data[0]["user"] == "Ann"
+    assert data[0]["newer"] is False
     assert data[0]["updated"] >= data[1]["updated"]
 
 

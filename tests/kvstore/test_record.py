@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import struct
-import zlib
+from dataclasses import replace
 from random import Random
 
 import msgpack
 import pytest
+import xxhash
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kvstore.api import Block, BlockKey, PrefixKey
 from kvstore.errors import RecordDamaged
-from kvstore.record import decode, decode_key, encode, encode_key
+from kvstore.record import decode, decode_head, decode_key, encode, encode_key
 from kvstore.testing import blocks, chain
 
 KEYS = st.builds(
@@ -29,10 +30,10 @@ KEYS = st.builds(
 )
 
 
-@given(KEYS, st.binary(max_size=300))
-def test_round_trip(key: BlockKey, payload: bytes) -> None:
+@given(KEYS, st.binary(max_size=300), st.sampled_from([b"", b"o" * 16]))
+def test_round_trip(key: BlockKey, payload: bytes, owner: bytes) -> None:
     """What is encoded is what is decoded, its payload aligned to 64 bytes."""
-    block = Block(key, tuple(range(key.tokens)), payload)
+    block = Block(key, bytes(range(key.tokens)) * 4, payload, owner)
     record = encode(block)
     assert decode(record) == block
     assert (len(record) - len(payload)) % 64 == 0
@@ -72,7 +73,7 @@ def test_garbage_is_damaged(raw: bytes) -> None:
 def big(seed: int = 0) -> Block:
     """A block of 64 tokens with 16 KiB of noise."""
     of = chain(range(64))
-    return Block(BlockKey(of.key(64), 0, 0), tuple(of.tokens), Random(seed).randbytes(1 << 14))
+    return Block(BlockKey(of.key(64), 0, 0), of.ids(0, 64), Random(seed).randbytes(1 << 14))
 
 
 @pytest.mark.parametrize("step", [2, 4, 8, 64, 512, 4096])
@@ -100,41 +101,65 @@ def test_torn_record_is_found(data: st.DataObject) -> None:
             decode(torn)
 
 
+KEY, IDS, OWNER = encode_key(big().key), bytes(256), b"o" * 16
+
+
 @pytest.mark.parametrize(
     "header",
     [
         [],
         17,
         {"key": 1},
-        [b"", b"", 0, 0],
-        ["text" * 20, b"", 0, 0],
-        [encode_key(big().key), "ids", 0, 0],
-        [encode_key(big().key), b"odd", 0, 0],
-        [encode_key(big().key), bytes(256), "0", 0],
-        [encode_key(big().key), bytes(256), 0, None],
-        [encode_key(big().key), bytes(256), -1, 0],
-        [encode_key(big().key), bytes(252), 0, 0],
+        [b"", b"", b"", 0, 0],
+        ["text" * 20, b"", b"", 0, 0],
+        [KEY, "ids", b"", 0, 0],
+        [KEY, b"odd", b"", 0, 0],
+        [KEY, IDS, "owner", 0, 0],
+        [KEY, IDS, b"short", 0, 0],
+        [KEY, IDS, OWNER, "0", 0],
+        [KEY, IDS, OWNER, 0, None],
+        [KEY, IDS, OWNER, -1, 0],
+        [KEY, bytes(252), OWNER, 0, 0],
+        [KEY, IDS, OWNER, 0, 0, 0],
     ],
 )
 def test_header_of_wrong_shape_is_damaged(header: object) -> None:
     """A header whose checksum is right and whose content is not is damaged, nothing else."""
     raw = msgpack.packb(header)
-    record = struct.pack("<4sHHI", b"GRKV", 2, len(raw), zlib.crc32(raw)) + raw
+    sealed = struct.pack("<4sHHQ", b"GRKV", 3, len(raw), xxhash.xxh3_64_intdigest(raw)) + raw
     with pytest.raises(RecordDamaged):
-        decode(record + bytes(-len(record) % 64))
+        decode(sealed + bytes(-len(sealed) % 64))
+
+
+def test_head_alone() -> None:
+    """The first bytes of a record tell everything but the payload, and whether that fits."""
+    block = big()
+    record = encode(block)
+    head = decode_head(record[:-1000])
+    assert (head.key, head.ids, head.owner) == (block.key, block.ids, block.owner)
+    assert head.size + head.payload_bytes == len(record)
+    assert head.fits(record[head.size :])
+    assert not head.fits(record[head.size : -1])
+    assert not head.fits(record[head.size : -1] + b"\xff")
 
 
 def test_documented_layout() -> None:
     """A record is what docs/kv-record.md says, read here without our decoder."""
-    block = big()
+    block = replace(big(), owner=OWNER)
     record = encode(block)
-    magic, version, size, crc = struct.unpack_from("<4sHHI", record)
-    assert (magic, version) == (b"GRKV", 2)
-    header = record[12 : 12 + size]
-    assert zlib.crc32(header) == crc
-    key, ids, length, payload_crc = msgpack.unpackb(header)
-    payload = record[-(-(12 + size) // 64) * 64 :]
+    magic, version, size, checksum = struct.unpack_from("<4sHHQ", record)
+    assert (magic, version) == (b"GRKV", 3)
+    header = record[16 : 16 + size]
+    assert xxhash.xxh3_64_intdigest(header) == checksum
+    key, ids, owner, length, expected = msgpack.unpackb(header)
+    payload = record[-(-(16 + size) // 64) * 64 :]
     assert key == encode_key(block.key)
-    assert struct.unpack("<64I", ids) == block.token_ids
-    assert (len(payload), zlib.crc32(payload)) == (length, payload_crc)
+    assert (ids, owner) == (block.ids, block.owner)
+    assert (len(payload), xxhash.xxh3_64_intdigest(payload)) == (length, expected)
     assert payload == block.payload
+
+
+def test_xxh3_is_the_published_one() -> None:
+    """Golden values, so that no other hash can take its place in files unnoticed."""
+    assert xxhash.xxh3_64_intdigest(b"") == 0x2D06800538D394C2
+    assert xxhash.xxh3_64_intdigest(b"greenroom") == 0x8FE15A92D509E7FB

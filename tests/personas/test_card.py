@@ -138,11 +138,16 @@ def test_dropped() -> None:
     assert data["personality"] == {"a": 1}
 
 
-def test_preserved() -> None:
-    """A lorebook is kept and reported as not executed."""
-    book: JsonValue = {"entries": [{"keys": ["x"], "content": "@@depth 3\ny"}]}
+def test_lorebook() -> None:
+    """A lorebook is executed, what of it has no effect is named, and an export keeps it whole."""
+    entry: JsonValue = {"keys": ["x", "/(?=y)/"], "content": "@@depth 3\n@@unheard_of\ny"}
+    book: JsonValue = {"entries": [entry]}
     imported = read_card(v3(character_book=book), id="ada")
-    assert "data.character_book" in imported.report.preserved
+    assert "data.character_book" in imported.report.executed
+    path = "data.character_book.entries.0"
+    assert f"{path}.keys.1" in imported.report.preserved
+    assert f"{path}.content.@@unheard_of" in imported.report.preserved
+    assert [e.content for e in imported.persona.lore[0].entries] == ["y"]
     assert json.loads(write_card(imported.persona))["data"]["character_book"] == book
 
 

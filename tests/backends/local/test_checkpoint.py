@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from backends.local.cache import SequenceKV
 from backends.local.checkpoint import load
 from backends.local.errors import ModelError, UnsupportedModel, WeightsDamaged, WeightsMissing
 from backends.local.model import Chunk
 from backends.local.profile import detect_profile
+from backends.local.testing import sequence
 from backends.local.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -32,7 +32,9 @@ def folder(tiny_folder: Path, tmp_path: Path) -> Path:
 
 def logits(path: Path) -> torch.Tensor:
     model = load(path)
-    return model.decoder.forward([Chunk(SequenceKV(model.config), torch.tensor([5, 6, 7]))])
+    return model.decoder.forward(
+        [Chunk(sequence(model.config, kv_dtype=model.decoder.kv_dtype), torch.tensor([5, 6, 7]))]
+    )
 
 
 def rewrite(folder: Path, change: Callable[[Weights], Weights | None]) -> None:

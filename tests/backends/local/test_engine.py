@@ -6,198 +6,39 @@ Longer than our other files: one rig drives every law of the loop.
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from backends.api import Finished, FinishReason, Message, Role, SampledTokens, Sampling, TextDelta
+from backends.api import Finished, FinishReason, SampledTokens, Sampling
 from backends.errors import BackendError, BackendErrorCode
-from backends.local.cache import SequenceKV
-from backends.local.checkpoint import load
-from backends.local.engine import Engine
 from backends.local.model import Chunk, Decoder
-from backends.local.model_config import ModelConfig
-from backends.local.prefix import Prefixes
 from backends.local.scheduler import Limits
 from backends.testing import turn as small_turn
-from kvstore.api import BlockKey, Loaded, Match, Space, StoreStats, Ticket
 from kvstore.host import HostTier
-from kvstore.keys import TokenChain
-from kvstore.null import NullStore
+from kvstore.null import NullStore, NullTier
 from kvstore.tiered import TieredStore
+from tests.backends.local.rig import (
+    DictStore,
+    Heard,
+    Rig,
+    error_of,
+    finished,
+    greedy,
+    naive,
+    next_turn,
+    text_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from backends.api import Turn, TurnEvent
     from backends.local.checkpoint import LoadedModel
     from backends.local.template import Prompt
-    from kvstore.api import Block, Chain, Layout, PrefixStore
-
-Heard = list["TurnEvent | BackendError"]
-
-
-def space_of(tenant: str) -> Space:
-    return Space("m", "w", "t", "l", "float32", tenant.encode())
-
-
-class DictStore:
-    """A store that finds the longest prefix by trying each; a restore takes `delay` polls."""
-
-    def __init__(self, layout: Layout, delay: int = 0) -> None:
-        self.layout = layout
-        self.delay = delay
-        self.blocks: dict[BlockKey, Block] = {}
-        self.loads: list[tuple[int, Ticket, Match]] = []
-        self.closed = False
-        self.tickets = 0
-
-    def _needed(self, chain: Chain, length: int) -> list[BlockKey]:
-        size = self.layout.block_tokens
-        return [
-            BlockKey(chain.key(min(start + size, length)), start, group.id)
-            for group in self.layout.groups
-            for start in range(self.layout.first_needed(group, length), length, size)
-        ]
-
-    def match(self, chain: Chain) -> Match:
-        for length in range(len(chain.tokens), 0, -1):
-            keys = self._needed(chain, length)
-            if all(key in self.blocks for key in keys):
-                return Match(length, tuple(keys), (("host", length),))
-        return Match(0, miss="cold")
-
-    def load(self, match: Match, chain: Chain) -> Ticket:
-        self.tickets += 1
-        self.loads.append((self.delay, Ticket(self.tickets), match))
-        return Ticket(self.tickets)
-
-    def poll(self) -> list[Loaded]:
-        done = [(t, m) for wait, t, m in self.loads if wait == 0]
-        self.loads = [(wait - 1, t, m) for wait, t, m in self.loads if wait > 0]
-        return [
-            Loaded(t, m, tuple(self.blocks[k] for k in m.blocks), elapsed_ms=0.0) for t, m in done
-        ]
-
-    def missing(self, chain: Chain, length: int) -> list[BlockKey]:
-        return [key for key in self._needed(chain, length) if key not in self.blocks]
-
-    def offer(self, blocks: Sequence[Block]) -> int:
-        self.blocks.update((block.key, block) for block in blocks)
-        return len(blocks)
-
-    def stats(self) -> StoreStats:
-        return StoreStats()
-
-    def close(self) -> None:
-        self.closed = True
-
-
-@pytest.fixture(scope="module")
-def model(tiny_folder: Path) -> LoadedModel:
-    torch.set_num_threads(1)
-    return load(tiny_folder)
-
-
-class Rig:
-    """An engine stepped by hand, and what each of its turns said."""
-
-    def __init__(
-        self,
-        model: LoadedModel,
-        *,
-        limits: Limits | None = None,
-        context: int = 1024,
-        store: PrefixStore | None = None,
-    ) -> None:
-        layout = model.config.kv_layout()
-        self.kept = DictStore(layout)
-        prefixes = Prefixes(
-            store or self.kept, layout, lambda tenant: TokenChain(space_of(tenant), layout)
-        )
-        self.engine = Engine(
-            model.decoder,
-            model.tokenizer,
-            model.template,
-            prefixes,
-            limits=limits or Limits(),
-            context=context,
-        )
-
-    def submit(self, turn: Turn) -> tuple[int, Heard]:
-        heard: Heard = []
-        return self.engine.submit(turn, heard.append), heard
-
-    def drain(self, limit: int = 5000) -> None:
-        for _ in range(limit):
-            if not self.engine.step():
-                time.sleep(0.0002)  # a restore is on its way in the store's thread
-            if not self.held():
-                return
-        raise AssertionError("the engine does not come to rest")
-
-    def held(self) -> int:
-        stats = self.engine.stats()
-        assert len(vars(self.engine)["_live"]) == stats.queued + stats.running
-        return stats.queued + stats.running
-
-    def speak(self, *turns: Turn) -> list[Heard]:
-        heard = [self.submit(turn)[1] for turn in turns]
-        self.drain()
-        return heard
-
-
-def text_of(heard: Heard) -> str:
-    return "".join(event.text for event in heard if isinstance(event, TextDelta))
-
-
-def finished(heard: Heard) -> Finished:
-    last = heard[-1]
-    assert isinstance(last, Finished), last
-    return last
-
-
-def error_of(heard: Heard) -> BackendError:
-    (error,) = heard
-    assert isinstance(error, BackendError)
-    return error
-
-
-def greedy(text: str = "Who are you?", *, max_tokens: int = 24, id: str = "t") -> Turn:
-    return small_turn(text, id=id, sampling=Sampling(temperature=0.0, max_tokens=max_tokens))
-
-
-def naive(model: LoadedModel, turn: Turn) -> list[int]:
-    """Greedy ids by one loop over the decoder: no engine."""
-    prompt: Prompt = model.template.render(turn)
-    kv = SequenceKV(model.config)
-    tokens = torch.tensor(prompt.ids)
-    ids: list[int] = []
-    while len(ids) < turn.sampling.max_tokens:
-        row = model.decoder.forward([Chunk(kv, tokens)])[0].clone()
-        if not ids:
-            row[list(prompt.not_first_ids)] = -torch.inf
-        ids.append(int(row.argmax()))
-        if ids[-1] in prompt.end_ids:
-            break
-        tokens = torch.tensor([ids[-1]])
-    return ids
-
-
-def next_turn(turn: Turn, heard: Heard, text: str, *, exact: bool = True) -> Turn:
-    """The turn after a reply: everything said so far, and one more line."""
-    sampled = finished(heard).sampled
-    said = (
-        *turn.messages,
-        Message(Role.ASSISTANT, text_of(heard), turn.speaker),
-        Message(Role.USER, text, "You"),
-    )
-    ids: tuple[SampledTokens | None, ...] = (*(turn.sampled or (None,) * len(turn.messages)),)
-    return replace(turn, messages=said, sampled=(*ids, sampled, None) if exact else ())
+    from kvstore.api import PrefixStore
 
 
 def test_equals_naive_loop(model: LoadedModel) -> None:
@@ -313,33 +154,12 @@ def test_end_token(model: LoadedModel) -> None:
     assert len(done.sampled.ids) == 1
 
 
-@pytest.fixture(params=["global", "windows"])
-def either_model(request: pytest.FixtureRequest, model: LoadedModel) -> LoadedModel:
-    """Global attention alone, and sliding windows much shorter than the conversation."""
-    if request.param == "global":
-        return model
-    config = ModelConfig.synthetic(
-        vocab_size=model.config.vocab_size, windows=(48, 48, None, 80), hidden_size=32
-    )
-    visible = [model.tokenizer.encode_text(chr(code))[0] for code in range(33, 127)]
-    silent = torch.ones(config.vocab_size, dtype=torch.bool)
-    silent[visible] = False
-
-    class Speaking(Decoder):
-        """Says printable ASCII alone, so that a reply's text has one spelling in tokens."""
-
-        def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor:
-            return super().forward(chunks).masked_fill(silent, -1e9)
-
-    return replace(model, config=config, decoder=Speaking.random(config, 3))
-
-
 @pytest.fixture(params=["instant", "slow", "tiered"])
 def store(request: pytest.FixtureRequest, either_model: LoadedModel) -> Iterator[PrefixStore]:
     layout = either_model.config.kv_layout()
     made: PrefixStore = DictStore(layout, delay=3 if request.param == "slow" else 0)
     if request.param == "tiered":
-        made = TieredStore(layout, (HostTier(layout, 1 << 28),))
+        made = TieredStore(layout, NullTier(), HostTier(1 << 28))
     yield made
     made.close()
 

@@ -84,10 +84,12 @@ def test_layout_groups_layers_by_window() -> None:
     config = ModelConfig.synthetic(
         windows=(64, None, 32, 64, None), kv_sources={4: 1}, kv_heads=2, head_dim=16
     )
-    layout = config.kv_layout(block_tokens=32, element_bytes=2)
+    layout = config.kv_layout("int8", block_tokens=32)
     found = [(g.id, g.layers, g.window, g.bytes_per_token) for g in layout.groups]
-    assert found == [(0, (1,), None, 128), (1, (2,), 32, 128), (2, (0, 3), 64, 256)]
+    assert found == [(0, (1,), None, 72), (1, (2,), 32, 72), (2, (0, 3), 64, 144)]
+    assert layout.groups[0].parts == (32, 32, 4, 4)
     assert layout.block_tokens == 32
+    assert config.kv_layout("float32").groups[0].parts == (128, 128)
 
 
 @pytest.mark.parametrize(

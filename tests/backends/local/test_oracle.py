@@ -10,14 +10,15 @@ import pytest
 import torch
 import transformers
 
-from backends.local.cache import SequenceKV
 from backends.local.checkpoint import LoadedModel, load
 from backends.local.model import Chunk
-from kvstore.api import Block, BlockKey, PrefixKey
+from backends.local.testing import sequence
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from backends.local.paged import SequenceKV
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -50,7 +51,7 @@ class Pair:
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     """Both decoders of one packaged model."""
     folder: Path = request.getfixturevalue(f"packaged_{request.param}")
-    ours = load(folder)
+    ours = load(folder, numerics="float32")
     reference = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     )
@@ -95,7 +96,7 @@ def test_logits_of_a_300_token_prompt_agree(pair: Pair) -> None:
     """Whole, and fed in uneven chunks, the last logits are the reference's within 1e-3."""
     expected = by_reference(pair, pair.ids[:300], 299)[0]
     for step in (300, 77):
-        logits = feed(pair.ours, SequenceKV(pair.ours.config), pair.ids[:300], step)
+        logits = feed(pair.ours, sequence(pair.ours.config), pair.ids[:300], step)
         assert relative_error(logits, expected) < 1e-3
         assert float((logits - expected).abs().max() / expected.abs().max()) < 1e-3
 
@@ -104,25 +105,25 @@ def test_64_greedy_tokens_are_the_references(pair: Pair) -> None:
     """Through our cache, from 480 tokens on: Gemma's 512-token window is crossed on the way."""
     length = 480
     prompt = pair.ids[:length]
-    kv = SequenceKV(pair.ours.config)
+    kv = sequence(pair.ours.config)
     ours = greedy(pair.ours, kv, feed(pair.ours, kv, prompt), 64)
     # Greedy by the reference: each token is the best after all before it.
     expected = by_reference(pair, prompt + ours[:-1], length - 1).argmax(dim=-1)
     assert ours == expected.tolist()
     # Without our cache: the same tokens when everything is computed anew.
     for at in range(0, 64, 16):
-        anew = feed(pair.ours, SequenceKV(pair.ours.config), prompt + ours[:at], 1000)
+        anew = feed(pair.ours, sequence(pair.ours.config), prompt + ours[:at], 1000)
         assert int(anew.argmax()) == ours[at]
 
 
 def test_64_greedy_tokens_without_any_cache(pair: Pair) -> None:
     """Recomputing the whole sequence for every single token gives what the cache gives."""
     prompt = pair.ids[:12]
-    kv = SequenceKV(pair.ours.config)
+    kv = sequence(pair.ours.config)
     cached = greedy(pair.ours, kv, feed(pair.ours, kv, prompt), 64)
     anew: list[int] = []
     while len(anew) < 64:
-        logits = feed(pair.ours, SequenceKV(pair.ours.config), prompt + anew, 1000)
+        logits = feed(pair.ours, sequence(pair.ours.config), prompt + anew, 1000)
         anew.append(int(logits.argmax()))
     assert anew == cached
 
@@ -132,10 +133,10 @@ def test_prefill_in_chunks_and_batches_gives_the_same_tokens(pair: Pair) -> None
     prompts = [pair.ids[:200], pair.ids[40:90], pair.ids[300:301]]
     alone = []
     for prompt in prompts:
-        kv = SequenceKV(pair.ours.config)
+        kv = sequence(pair.ours.config)
         alone.append(greedy(pair.ours, kv, feed(pair.ours, kv, prompt), 12))
 
-    kvs = [SequenceKV(pair.ours.config) for _ in prompts]
+    kvs = [sequence(pair.ours.config) for _ in prompts]
     feed(pair.ours, kvs[0], prompts[0][:64], 50)
     rests = [prompts[0][64:], *prompts[1:]]
     together: list[list[int]] = [[], [], []]
@@ -146,34 +147,6 @@ def test_prefill_in_chunks_and_batches_gives_the_same_tokens(pair: Pair) -> None
         for line, token in zip(together, best, strict=True):
             line.append(token)
     assert together == alone
-
-
-def test_a_restored_prefix_goes_on_with_the_same_tokens(pair: Pair) -> None:
-    """540 tokens exported to blocks and restored: the same bytes, the same logits, bit for bit."""
-    length = 540
-    layout = pair.ours.config.kv_layout()
-    cold = SequenceKV(pair.ours.config)
-    logits = feed(pair.ours, cold, pair.ids[:length])
-
-    def blocks(kv: SequenceKV) -> list[Block]:
-        return [
-            Block(
-                BlockKey(PrefixKey(b"", b"", end, rolling=0), start, group.id),
-                tuple(pair.ids[start:end]),
-                kv.export(group, start, end),
-            )
-            for group in layout.groups
-            for start in range(layout.first_needed(group, length), length, layout.block_tokens)
-            for end in [min(start + layout.block_tokens, length)]
-        ]
-
-    stored = blocks(cold)
-    warm = SequenceKV(pair.ours.config)
-    warm.restore(layout, stored, length)
-    assert blocks(warm) == stored
-    assert greedy(pair.ours, warm, logits, 12) == greedy(pair.ours, cold, logits, 12)
-    again = feed(pair.ours, warm, pair.ids[:1])
-    assert torch.equal(again, feed(pair.ours, cold, pair.ids[:1]))
 
 
 def test_the_converted_weights_know_english(pair: Pair) -> None:

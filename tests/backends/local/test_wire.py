@@ -45,13 +45,16 @@ samplings = st.builds(
 def turns(draw: st.DrawFn) -> Turn:
     said = tuple(draw(st.lists(messages, max_size=4)))
     sampled = tuple(draw(st.none() | ids) for _ in said) if draw(st.booleans()) else ()
+    stable = draw(st.integers(0, len(said)))
     return Turn(
         draw(strings),
         said,
         draw(strings),
-        stable=draw(st.integers(0, len(said))),
+        stable=stable,
         sampling=draw(samplings),
         sampled=sampled,
+        shared=draw(st.integers(0, stable)),
+        persona=draw(strings),
     )
 
 

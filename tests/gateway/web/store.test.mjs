@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { INITIAL, reduce, voiceOf } from "../../../gateway/web/store.js";
+import { INITIAL, matching, reduce, voiceOf } from "../../../gateway/web/store.js";
 
 const CHAT = "c1";
 const GREETING = said("m0", "assistant", "Good evening.");
@@ -164,4 +164,40 @@ test("no event changes the state it was given", () => {
   const events = [ACCEPTED, delta(0, "a"), { t: "page.stopping" }, delta(1, "b")];
   const last = events.reduce((state, e) => reduce(freeze(state), freeze(e)), freeze(after()));
   assert.equal(last.chat.live.stopping, true);
+});
+
+test("what was brought is listed, the newest first, until the reader goes on", () => {
+  const line = (id, state) => ({ file: `${id}.json`, state, persona: { id } });
+  const events = [
+    { t: "page.bringing", bringing: { done: 0, of: 2 } },
+    { t: "page.brought", lines: [line("a", "added")] },
+    { t: "page.brought", lines: [line("b", "added"), { file: "c", state: "refused" }] },
+    { t: "page.bringing", bringing: null },
+  ];
+  const state = events.reduce(reduce, INITIAL);
+  assert.deepEqual(state.brought.map((each) => each.file), ["b.json", "c", "a.json"]);
+  assert.equal(state.bringing, null);
+  const undone = reduce(state, { t: "page.undone", persona: "b" });
+  assert.deepEqual(undone.brought.map((each) => each.file), ["c", "a.json"]);
+  assert.deepEqual(reduce(state, { t: "page.route", chat: CHAT }).brought, []);
+});
+
+test("a failed file does not lose what went wrong when the rest is done", () => {
+  const problem = { code: "internal", message: "no" };
+  const failed = reduce(INITIAL, { t: "page.problem", problem });
+  assert.equal(reduce(failed, { t: "page.bringing", bringing: null }).problem, problem);
+  assert.equal(reduce(failed, { t: "page.bringing", bringing: { done: 0, of: 1 } }).problem, null);
+});
+
+test("characters are found by all words in name, line, tags or creator", () => {
+  const persona = (name, ...tags) => ({ name, tags, tagline: "Talks.", creator: "Me" });
+  const all = [persona("Ada", "Clocks"), persona("Bea", "sea", "clocks")];
+  const found = (words) => matching(all, words).map((each) => each.name);
+  assert.deepEqual(found(""), ["Ada", "Bea"]);
+  assert.deepEqual(found("  CLOCKS sea "), ["Bea"]);
+  assert.deepEqual(found("me talks ada"), ["Ada"]);
+  assert.deepEqual(found("none"), []);
+  const more = reduce(reduce(INITIAL, { t: "page.more" }), { t: "page.more" });
+  assert.equal(more.shown, 3 * INITIAL.shown);
+  assert.equal(reduce(more, { t: "page.words", words: "x" }).shown, INITIAL.shown);
 });

@@ -1,0 +1,203 @@
+// Attention over one page of int8 KV, and the merge of pages; see `attend` in reference.py.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "vector.h"
+
+namespace greenroom {
+
+constexpr int kQueries = 16;  // query heads that go through a page together
+constexpr int kMaxDim = 512;
+
+// One layer of one page for one KV head; `stride` is Hkv * D.
+struct PageView {
+  const int8_t *k, *v;
+  const uint16_t *k_scale, *v_scale;
+  int64_t stride;
+  int heads;
+};
+
+inline PageView page_view(const uint8_t* page, int row, int kv_heads, int dim, int head) {
+  int64_t codes = int64_t(kPage) * kv_heads * dim, scales = int64_t(kPage) * kv_heads * 2;
+  const uint8_t* base = page + row * 2 * (codes + scales);
+  auto half = [&](int64_t at) { return reinterpret_cast<const uint16_t*>(base + at) + head; };
+  auto byte = [&](int64_t at) { return reinterpret_cast<const int8_t*>(base + at) + head * dim; };
+  return {byte(0), byte(codes), half(2 * codes), half(2 * codes + scales),
+          int64_t(kv_heads) * dim, kv_heads};
+}
+
+inline void read_scales(const uint16_t* from, int heads, float* out) {
+  if (heads == 1) {
+    for (int s = 0; s < kPage; s += 8)
+      _mm256_storeu_ps(out + s, _mm256_cvtph_ps(_mm_loadu_si128(
+                                    reinterpret_cast<const __m128i*>(from + s))));
+  } else {
+    for (int s = 0; s < kPage; ++s) out[s] = _cvtsh_ss(from[s * heads]);
+  }
+}
+
+// Queries of one sequence and one KV head; seen keys of query i are [low[i], high[i]).
+struct Queries {
+  int count, dim;
+  const int16_t* codes[kQueries];
+  float scale[kQueries];
+  int64_t low[kQueries], high[kQueries];
+};
+
+// What pages give, per query: the largest score, the sum of weights, the weighted values.
+struct Partial {
+  float* largest;
+  float* sum;
+  float* out;  // [count, dim]
+};
+
+// Whole-number dots of N queries with keys [begin, end) of a page, four keys at a time.
+template <int N>
+inline void dots(const int16_t* const* q, int dim, const PageView& page, int begin, int end,
+                 float (*out)[kPage]) {
+  for (int s = begin; s < end; s += 4) {
+    const int8_t* key = page.k + s * page.stride;
+    __m256i sum[N][4];
+    for (auto& row : sum)
+      for (auto& x : row) x = _mm256_setzero_si256();
+    for (int d = 0; d < dim; d += 16) {
+      __m256i c[N];
+      for (int i = 0; i < N; ++i)
+        c[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q[i] + d));
+      for (int j = 0; j < 4; ++j) {
+        __m256i k = _mm256_cvtepi8_epi16(
+            _mm_loadu_si128(reinterpret_cast<const __m128i*>(key + j * page.stride + d)));
+        for (int i = 0; i < N; ++i)
+          sum[i][j] = _mm256_add_epi32(sum[i][j], _mm256_madd_epi16(k, c[i]));
+      }
+    }
+    for (int i = 0; i < N; ++i) {
+      __m256i h = _mm256_hadd_epi32(_mm256_hadd_epi32(sum[i][0], sum[i][1]),
+                                    _mm256_hadd_epi32(sum[i][2], sum[i][3]));
+      __m128i total = _mm_add_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
+      _mm_storeu_ps(out[i] + s, _mm_cvtepi32_ps(total));
+    }
+  }
+}
+
+// The weighted sum of values over keys [begin, end), both even, for N queries.
+template <int N>
+inline void mix(const int16_t (*weights)[kPage], const float* step, int dim,
+                const PageView& page, int begin, int end, float* out) {
+  for (int d = 0; d < dim; d += 16) {
+    __m256i low[N], high[N];
+    for (int i = 0; i < N; ++i) low[i] = high[i] = _mm256_setzero_si256();
+    for (int s = begin; s < end; s += 2) {
+      const int8_t* v = page.v + s * page.stride + d;
+      __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(v));
+      __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(v + page.stride));
+      __m256i v0 = _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(a, b));
+      __m256i v1 = _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(a, b));
+      for (int i = 0; i < N; ++i) {
+        int32_t pair;
+        std::memcpy(&pair, weights[i] + s, 4);
+        __m256i w = _mm256_set1_epi32(pair);
+        low[i] = _mm256_add_epi32(low[i], _mm256_madd_epi16(v0, w));
+        high[i] = _mm256_add_epi32(high[i], _mm256_madd_epi16(v1, w));
+      }
+    }
+    for (int i = 0; i < N; ++i) {
+      __m256 by = _mm256_set1_ps(step[i]);
+      float* at = out + int64_t(i) * dim + d;
+      _mm256_storeu_ps(at, _mm256_mul_ps(_mm256_cvtepi32_ps(low[i]), by));
+      _mm256_storeu_ps(at + 8, _mm256_mul_ps(_mm256_cvtepi32_ps(high[i]), by));
+    }
+  }
+}
+
+// One page for all queries; `first_key` is the position of its first token. Every query here sees
+// at least one of its keys.
+inline void attend_page(const Queries& q, const int* which, int count, const PageView& page,
+                        int64_t first_key, const Partial& result) {
+  alignas(32) float k_scale[kPage], v_scale[kPage];
+  alignas(32) float score[kQueries][kPage];
+  alignas(32) int16_t weight[kQueries][kPage];
+  float step[kQueries];
+  const int16_t* codes[kQueries];
+  int from[kQueries], to[kQueries], begin = kPage, end = 0;
+  for (int i = 0; i < count; ++i) {
+    int w = which[i];
+    codes[i] = q.codes[w];
+    from[i] = int(std::max<int64_t>(q.low[w] - first_key, 0));
+    to[i] = int(std::min<int64_t>(q.high[w] - first_key, kPage));
+    begin = std::min(begin, from[i]);
+    end = std::max(end, to[i]);
+  }
+  begin &= ~3;
+  end = (end + 3) & ~3;
+  read_scales(page.k_scale, page.heads, k_scale);
+  read_scales(page.v_scale, page.heads, v_scale);
+  int i = 0;
+  for (; i + 2 <= count; i += 2) dots<2>(codes + i, q.dim, page, begin, end, score + i);
+  if (i < count) dots<1>(codes + i, q.dim, page, begin, end, score + i);
+
+  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  for (i = 0; i < count; ++i) {
+    __m256 by = _mm256_set1_ps(q.scale[which[i]]), top = _mm256_set1_ps(-INFINITY);
+    __m256 value[kPage / 8], seen[kPage / 8];
+    for (int s = 0; s < kPage / 8; ++s) {
+      __m256i at = _mm256_add_epi32(lanes, _mm256_set1_epi32(8 * s));
+      seen[s] = _mm256_castsi256_ps(
+          _mm256_andnot_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32(from[i]), at),
+                              _mm256_cmpgt_epi32(_mm256_set1_epi32(to[i]), at)));
+      __m256 x = _mm256_mul_ps(_mm256_mul_ps(_mm256_load_ps(score[i] + 8 * s), by),
+                               _mm256_load_ps(k_scale + 8 * s));
+      value[s] = _mm256_blendv_ps(_mm256_set1_ps(-INFINITY), x, seen[s]);
+      top = _mm256_max_ps(top, value[s]);
+    }
+    float largest = max_lane(top);
+    top = _mm256_set1_ps(largest);
+    __m256 widest = _mm256_setzero_ps();
+    __m256 scaled[kPage / 8];
+    for (int s = 0; s < kPage / 8; ++s) {
+      value[s] = _mm256_and_ps(exp8(_mm256_sub_ps(value[s], top)), seen[s]);
+      scaled[s] = _mm256_and_ps(_mm256_mul_ps(value[s], _mm256_load_ps(v_scale + 8 * s)), seen[s]);
+      widest = _mm256_max_ps(widest, scaled[s]);
+    }
+    float most = max_lane(widest);
+    __m256 inverse = _mm256_set1_ps(most > kTiny ? float(kWide) / most : 0.0f);
+    for (int s = 0; s < kPage / 8; s += 2)
+      _mm256_store_si256(reinterpret_cast<__m256i*>(weight[i] + 8 * s),
+                         to_codes(_mm256_mul_ps(scaled[s], inverse),
+                                  _mm256_mul_ps(scaled[s + 1], inverse)));
+    step[i] = most * float(1.0 / kWide);
+    result.largest[i] = largest;
+    result.sum[i] = halves64(value);
+  }
+  for (i = 0; i + 4 <= count; i += 4)
+    mix<4>(weight + i, step + i, q.dim, page, begin, end, result.out + int64_t(i) * q.dim);
+  float* rest = result.out + int64_t(i) * q.dim;
+  switch (count - i) {
+    case 3: mix<3>(weight + i, step + i, q.dim, page, begin, end, rest); break;
+    case 2: mix<2>(weight + i, step + i, q.dim, page, begin, end, rest); break;
+    case 1: mix<1>(weight + i, step + i, q.dim, page, begin, end, rest); break;
+  }
+}
+
+// Folds one page's result for one query into what came before it.
+inline void merge(float* largest, float* sum, float* out, float page_largest, float page_sum,
+                  const float* page_out, int dim) {
+  float top = std::max(*largest, page_largest);
+  float old = exp1(*largest - top), fresh = exp1(page_largest - top);
+  *largest = top;
+  *sum = *sum * old + page_sum * fresh;
+  __m256 a = _mm256_set1_ps(old), b = _mm256_set1_ps(fresh);
+  for (int d = 0; d < dim; d += 8)
+    _mm256_storeu_ps(out + d, _mm256_add_ps(_mm256_mul_ps(_mm256_loadu_ps(out + d), a),
+                                            _mm256_mul_ps(_mm256_loadu_ps(page_out + d), b)));
+}
+
+inline void divide(const float* x, float by, float* out, int dim) {
+  __m256 d = _mm256_set1_ps(by);
+  for (int i = 0; i < dim; i += 8)
+    _mm256_storeu_ps(out + i, _mm256_div_ps(_mm256_loadu_ps(x + i), d));
+}
+
+}  // namespace greenroom

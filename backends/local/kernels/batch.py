@@ -1,0 +1,47 @@
+"""One step of a decoder as tensors: what the pure PyTorch path and the C++ path both read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from backends.local.kernels.pages import GroupTable
+    from backends.local.model_config import KVDtype
+
+__all__ = ["Batch", "Steps"]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The next tokens of B sequences, laid end to end; all but the tables are int32.
+
+    `tokens`, `positions`: [T]. `starts`: [B + 1], sequence b has rows [starts[b], starts[b + 1]).
+    `lengths`: [B], KV tokens of each with the new ones. `wanted`: [W], rows that need logits.
+    `tables`: by group id. `end`: the largest length.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    starts: Tensor
+    lengths: Tensor
+    wanted: Tensor
+    tables: tuple[GroupTable, ...]
+    end: int
+
+
+class Steps(Protocol):
+    """One way to run a model's steps.
+
+    `kv_dtype` is what it keeps in the pages; `numerics` names its arithmetic: two ways of one
+    name give the same bits.
+    """
+
+    kv_dtype: KVDtype
+    numerics: str
+
+    def run(self, batch: Batch) -> Tensor:
+        """Writes the new tokens' KV into the pages; returns float32 logits [W, vocab]."""
+        ...

@@ -1,0 +1,347 @@
+"""The C++ kernels: compiled once for this machine, cached, called through ctypes.
+
+The source has a plain C interface and no PyTorch header, so that it compiles in seconds and one
+build serves every PyTorch. Tensors give their addresses; every size is checked or made here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+import torch
+import torch.nn.functional as F
+
+from backends.local.kernels.pages import places
+from backends.local.layers import RopeTables
+from backends.local.quantize import NUMERICS, QuantLinear
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from backends.local.kernels.batch import Batch
+    from backends.local.layers import Layer
+    from backends.local.model_config import KVDtype, ModelConfig
+    from backends.local.quantize import QuantModel
+
+__all__ = ["CpuKernels", "CpuSteps", "build", "variants"]
+
+_log = structlog.get_logger()
+
+_SOURCES = ("cpu.cpp", "attention.h", "gemm.h", "team.h", "vector.h")
+_FLAGS = ("-O3", "-std=c++20", "-shared", "-fPIC", "-fopenmp", "-ffp-contract=off")
+_VARIANTS = {
+    "avx512": ("avx2", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
+    "avx2": ("avx2", "f16c"),
+}
+"""What the CPU must have for each build, best first."""
+
+_BLOCK = 16  # outputs in a block of packed weights
+_MAX_DIM = 512
+_COMPILE_TIMEOUT_S = 300
+
+
+def variants() -> list[str]:
+    """The builds that this machine can run, best first."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return []
+    flags: set[str] = set()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                flags = set(line.split(":", 1)[1].split())
+                break
+    return [name for name, needs in _VARIANTS.items() if flags.issuperset(needs)]
+
+
+def build(cache: Path, variant: str | None = None) -> CpuKernels | None:
+    """The kernels for this machine, from `cache` or compiled into it; None where there are none.
+
+    `variant` is one of `variants()`, the best unless told. Says once, loudly, why there are none:
+    the pure PyTorch path then gives the same answers, much slower.
+    """
+    can = variants()
+    if not can:
+        _log.warning("kernels_missing", reason="this CPU has no AVX2", effect="slow replies")
+        return None
+    name = variant or can[0]
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        _log.warning("kernels_missing", reason="no C++ compiler (g++)", effect="slow replies")
+        return None
+    needs = (f"-m{need.replace('_', '')}" for need in _VARIANTS[name])
+    command = [compiler, *_FLAGS, *needs]
+    folder = Path(__file__).parent
+    digest = hashlib.sha256(" ".join(command).encode())
+    for source in _SOURCES:
+        digest.update((folder / source).read_bytes())
+    target = cache / f"{name}-{digest.hexdigest()[:16]}.so"
+    try:
+        if not target.is_file():
+            cache.mkdir(parents=True, exist_ok=True)
+            _compile(command, folder / _SOURCES[0], target)
+        return CpuKernels(target, name)
+    except subprocess.SubprocessError as error:
+        output = getattr(error, "stderr", None) or str(error)
+        _log.warning("kernels_missing", reason="the compiler failed", detail=str(output)[-2000:])
+    except OSError as error:
+        _log.warning("kernels_missing", reason=str(error), effect="slow replies")
+    return None
+
+
+def _compile(command: list[str], source: Path, target: Path) -> None:
+    """Into a file of its own, then renamed: two processes may do it at once."""
+    handle, made = tempfile.mkstemp(dir=target.parent, suffix=".partial")
+    os.close(handle)
+    try:
+        subprocess.run(
+            [*command, str(source), "-o", made],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=_COMPILE_TIMEOUT_S,
+        )
+        Path(made).replace(target)
+    finally:
+        Path(made).unlink(missing_ok=True)
+    _log.info("kernels_compiled", file=target.name)
+
+
+# Mirrors of the structs in cpu.cpp and gemm.h.
+
+
+class _Linear(ctypes.Structure):
+    _fields_ = [
+        ("weight", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("n", ctypes.c_int32),
+        ("k", ctypes.c_int32),
+        ("max_code", ctypes.c_int32),
+    ]
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        *((name, _Linear) for name in ("qkv", "out", "gate_up", "down")),
+        ("before_attention", ctypes.c_void_p),
+        ("before_mlp", ctypes.c_void_p),
+        ("qk_norm", ctypes.c_void_p),
+        ("after_attention", ctypes.c_void_p),
+        ("after_mlp", ctypes.c_void_p),
+        *((name, ctypes.c_int32) for name in ("owns", "group", "row", "window", "rope")),
+    ]
+
+
+class _Model(ctypes.Structure):
+    _fields_ = [
+        ("embedding", _Linear),
+        ("head", _Linear),
+        ("norm", ctypes.c_void_p),
+        ("layers", ctypes.POINTER(_Layer)),
+        *(
+            (name, ctypes.c_int32)
+            for name in (
+                "layer_count",
+                "hidden",
+                "q_heads",
+                "kv_heads",
+                "head_dim",
+                "inner",
+                "vocab",
+                "gelu",
+            )
+        ),
+        *((name, ctypes.c_float) for name in ("eps", "embed_scale", "attention_scale")),
+    ]
+
+
+class _Group(ctypes.Structure):
+    _fields_ = [
+        ("pages", ctypes.c_void_p),
+        ("slots", ctypes.c_void_p),
+        ("first_page", ctypes.c_void_p),
+        ("page_bytes", ctypes.c_int64),
+        ("width", ctypes.c_int32),
+    ]
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = [
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("ids", "positions", "starts", "lengths", "wanted_rows")
+        ),
+        ("groups", ctypes.POINTER(_Group)),
+        ("cos", ctypes.POINTER(ctypes.c_void_p)),
+        ("sin", ctypes.POINTER(ctypes.c_void_p)),
+        ("logits", ctypes.c_void_p),
+        ("scratch", ctypes.c_void_p),
+        ("scratch_bytes", ctypes.c_int64),
+        *((name, ctypes.c_int32) for name in ("tokens", "sequences", "wanted", "threads", "pages")),
+    ]
+
+
+class CpuKernels:
+    """A compiled library; see `build`."""
+
+    def __init__(self, path: Path, variant: str) -> None:
+        self.variant = variant
+        library = ctypes.CDLL(str(path))  # calls release the interpreter's lock
+        self.forward = library.greenroom_forward
+        self.forward.argtypes = [ctypes.POINTER(_Model), ctypes.POINTER(_Batch)]
+        self.forward.restype = ctypes.c_int32
+        self.scratch_bytes = library.greenroom_scratch_bytes
+        self.scratch_bytes.argtypes = self.forward.argtypes
+        self.scratch_bytes.restype = ctypes.c_int64
+
+    @staticmethod
+    def supports(config: ModelConfig) -> bool:
+        """Whether the sizes suit the vector registers; all models we know do."""
+        sizes = (config.hidden_size, config.intermediate_size, config.head_dim)
+        return all(size % _BLOCK == 0 for size in sizes) and config.head_dim <= _MAX_DIM
+
+
+class CpuSteps:
+    """Implements `Steps` with the kernels; equal to `Int8Steps` bit for bit.
+
+    Keeps packed copies of the model's codes. Not thread-safe.
+    """
+
+    kv_dtype: KVDtype = "int8"
+    numerics = NUMERICS
+
+    def __init__(self, model: QuantModel, kernels: CpuKernels) -> None:
+        config = model.config
+        self._config = config
+        self._kernels = kernels
+        self._keep: list[object] = []  # what the structs below point into
+        self._ropes = RopeTables(config)
+        self._places = places(config.kv_layout("int8"))
+        layers = (_Layer * len(model.layers))(
+            *(self._layer(index, layer) for index, layer in enumerate(model.layers))
+        )
+        self._keep.append(layers)
+        embedding = self._linear(model.embedding)
+        tied = model.head is model.embedding
+        self._model = _Model(
+            embedding,
+            embedding if tied else self._linear(model.head),
+            self._address(model.norm),
+            layers,
+            len(layers),
+            config.hidden_size,
+            config.q_heads,
+            config.kv_heads,
+            config.head_dim,
+            config.intermediate_size,
+            config.vocab_size,
+            config.activation == "gelu_tanh",
+            config.rms_eps,
+            config.embed_scale,
+            config.attention_scale,
+        )
+        self._scratch = torch.empty(0, dtype=torch.uint8)
+
+    def run(self, batch: Batch) -> Tensor:
+        config = self._config
+        logits = torch.empty(len(batch.wanted), config.vocab_size)
+        ropes = self._ropes.upto(batch.end)
+        groups = (_Group * len(batch.tables))(
+            *(
+                _Group(
+                    table.pages.data_ptr(),
+                    table.slots.data_ptr(),
+                    table.first_page.data_ptr(),
+                    table.pages.shape[1],
+                    table.slots.shape[1],
+                )
+                for table in batch.tables
+            )
+        )
+        addresses = ctypes.c_void_p * len(ropes)
+        step = _Batch(
+            batch.tokens.data_ptr(),
+            batch.positions.data_ptr(),
+            batch.starts.data_ptr(),
+            batch.lengths.data_ptr(),
+            batch.wanted.data_ptr(),
+            groups,
+            addresses(*(cos.data_ptr() for cos, _ in ropes)),
+            addresses(*(sin.data_ptr() for _, sin in ropes)),
+            logits.data_ptr(),
+            0,
+            0,
+            len(batch.tokens),
+            len(batch.lengths),
+            len(batch.wanted),
+            torch.get_num_threads(),
+            max(table.slots.shape[1] for table in batch.tables),
+        )
+        needed = self._kernels.scratch_bytes(self._model, step)
+        if needed > len(self._scratch):
+            self._scratch = torch.empty(needed, dtype=torch.uint8)
+        step.scratch, step.scratch_bytes = self._scratch.data_ptr(), len(self._scratch)
+        failed = self._kernels.forward(self._model, step)
+        assert not failed
+        return logits
+
+    def _layer(self, index: int, layer: Layer[QuantLinear]) -> _Layer:
+        spec = layer.spec
+        group, row = self._places[index if spec.kv_source is None else spec.kv_source]
+        return _Layer(
+            self._linear(layer.qkv),
+            self._linear(layer.out),
+            self._linear(_interleaved(layer.gate_up)),
+            self._linear(layer.down),
+            self._address(layer.before_attention),
+            self._address(layer.before_mlp),
+            self._address(layer.qk_norm),
+            self._address(layer.after_attention),
+            self._address(layer.after_mlp),
+            spec.kv_source is None,
+            group,
+            row,
+            spec.window or 0,
+            self._ropes.of(spec),
+        )
+
+    def _linear(self, linear: QuantLinear) -> _Linear:
+        outputs, inputs = linear.codes.shape
+        padding = -outputs % _BLOCK
+        return _Linear(
+            self._address(_packed(F.pad(linear.codes, (0, 0, 0, padding)))),
+            self._address(F.pad(linear.scale, (0, padding))),
+            outputs,
+            inputs,
+            linear.max_code,
+        )
+
+    def _address(self, tensor: Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        tensor = tensor.contiguous()
+        self._keep.append(tensor)
+        return tensor.data_ptr()
+
+
+def _packed(codes: Tensor) -> Tensor:
+    """Blocks of 16 outputs, pairs of inputs together: [N, K] to [N / 16, K / 2, 16, 2]."""
+    outputs, inputs = codes.shape
+    blocks = codes.view(outputs // _BLOCK, _BLOCK, inputs // 2, 2)
+    return blocks.transpose(1, 2).contiguous()
+
+
+def _interleaved(gate_up: QuantLinear) -> QuantLinear:
+    """Eight gates, then their eight ups, and so on, so that one block holds both."""
+    half = _BLOCK // 2
+    order = torch.arange(len(gate_up.scale)).view(2, -1, half).transpose(0, 1).flatten()
+    return QuantLinear(gate_up.codes[order], gate_up.scale[order], gate_up.max_code)

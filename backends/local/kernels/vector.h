@@ -1,0 +1,157 @@
+// Float arithmetic of the int8 engine on AVX2, each operation as in reference.py and in its order.
+// Compiled without contraction: a multiply and an add are two roundings here as in PyTorch.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+#include <initializer_list>
+
+namespace greenroom {
+
+constexpr int kPage = 64;        // tokens of a KV page
+constexpr int kWide = 32767;     // 16-bit codes of queries and attention weights
+constexpr float kTiny = 1e-30f;  // rows no larger than this are zeros
+
+inline __m256 exp8(__m256 x) {
+  const __m256 low = _mm256_set1_ps(-86.0f);
+  __m256 cut = _mm256_min_ps(_mm256_max_ps(x, low), _mm256_set1_ps(88.0f));
+  __m256 n = _mm256_round_ps(_mm256_mul_ps(cut, _mm256_set1_ps(1.44269504f)),
+                             _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __m256 r = _mm256_sub_ps(
+      _mm256_sub_ps(cut, _mm256_mul_ps(n, _mm256_set1_ps(0.693359375f))),
+      _mm256_mul_ps(n, _mm256_set1_ps(-2.12194440e-4f)));
+  __m256 y = _mm256_add_ps(_mm256_mul_ps(r, _mm256_set1_ps(float(1.0 / 720))),
+                           _mm256_set1_ps(float(1.0 / 120)));
+  for (float c : {float(1.0 / 24), float(1.0 / 6), 0.5f, 1.0f, 1.0f})
+    y = _mm256_add_ps(_mm256_mul_ps(y, r), _mm256_set1_ps(c));
+  __m256i power = _mm256_slli_epi32(
+      _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+  y = _mm256_mul_ps(y, _mm256_castsi256_ps(power));
+  return _mm256_andnot_ps(_mm256_cmp_ps(x, low, _CMP_LT_OQ), y);
+}
+
+inline float exp1(float x) { return _mm256_cvtss_f32(exp8(_mm256_set1_ps(x))); }
+
+inline __m256 abs8(__m256 x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
+
+inline float max_lane(__m256 x) {
+  __m128 m = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+  return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
+}
+
+// The last three steps of halves_sum: lane i + lane i + 4, then 2, then 1.
+inline float halves8(__m256 x) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+
+// halves_sum of 64 values held in eight registers.
+inline float halves64(const __m256* x) {
+  __m256 a = _mm256_add_ps(x[0], x[4]), b = _mm256_add_ps(x[1], x[5]);
+  __m256 c = _mm256_add_ps(x[2], x[6]), d = _mm256_add_ps(x[3], x[7]);
+  return halves8(_mm256_add_ps(_mm256_add_ps(a, c), _mm256_add_ps(b, d)));
+}
+
+inline int power_of_two(int n) {
+  int size = 1;
+  while (size < n) size *= 2;
+  return size;
+}
+
+// halves_sum of x * x; n is a multiple of 8; `work` has room for n floats.
+inline float sum_of_squares(const float* x, int n, float* work) {
+  int size = power_of_two(n);
+  for (int i = 0; i < n; i += 8) {
+    __m256 v = _mm256_loadu_ps(x + i);
+    _mm256_storeu_ps(work + i, _mm256_mul_ps(v, v));
+  }
+  for (int half = size / 2, count = n; half >= 8; half /= 2) {
+    for (int i = 0; i + half < count; i += 8)
+      _mm256_storeu_ps(work + i, _mm256_add_ps(_mm256_loadu_ps(work + i),
+                                               _mm256_loadu_ps(work + i + half)));
+    if (count > half) count = half;
+  }
+  return halves8(_mm256_loadu_ps(work));
+}
+
+// out = x / rms(x) * weight; out may be x.
+inline void rms_norm(const float* x, const float* weight, float* out, int n, float eps,
+                     float* work) {
+  float mean = sum_of_squares(x, n, work) * float(1.0 / n);
+  __m256 inverse = _mm256_set1_ps(1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(mean + eps))));
+  for (int i = 0; i < n; i += 8)
+    _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_mul_ps(_mm256_loadu_ps(x + i), inverse),
+                                            _mm256_loadu_ps(weight + i)));
+}
+
+inline float largest_abs(const float* x, int n) {
+  __m256 m = _mm256_setzero_ps();
+  for (int i = 0; i < n; i += 8) m = _mm256_max_ps(m, abs8(_mm256_loadu_ps(x + i)));
+  return max_lane(m);
+}
+
+// Sixteen floats to int16: round half to even.
+inline __m256i to_codes(__m256 a, __m256 b) {
+  __m256i packed = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
+  return _mm256_permute4x64_epi64(packed, 0xD8);
+}
+
+// Codes of one row; returns its scale. n is a multiple of 16.
+inline float quantize_row(const float* x, int n, int max_code, int16_t* codes) {
+  float largest = largest_abs(x, n);
+  __m256 inverse = _mm256_set1_ps(largest > kTiny ? float(max_code) / largest : 0.0f);
+  for (int i = 0; i < n; i += 16)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + i),
+                        to_codes(_mm256_mul_ps(_mm256_loadu_ps(x + i), inverse),
+                                 _mm256_mul_ps(_mm256_loadu_ps(x + i + 8), inverse)));
+  return largest * float(1.0 / max_code);
+}
+
+// int8 codes and the fp16 scale of one head of a key or value. n is a multiple of 16.
+inline uint16_t quantize_kv(const float* x, int n, int8_t* codes) {
+  float ideal = largest_abs(x, n) * float(1.0 / 127);
+  uint16_t half = _cvtss_sh(ideal < 65504.0f ? ideal : 65504.0f, _MM_FROUND_TO_NEAREST_INT);
+  float scale = _cvtsh_ss(half);
+  if (scale == 0.0f) {
+    std::memset(codes, 0, n);
+    return half;
+  }
+  const __m256 s = _mm256_set1_ps(scale);
+  const __m256i top = _mm256_set1_epi16(127), bottom = _mm256_set1_epi16(-127);
+  for (int i = 0; i < n; i += 16) {
+    __m256i c = to_codes(_mm256_div_ps(_mm256_loadu_ps(x + i), s),
+                         _mm256_div_ps(_mm256_loadu_ps(x + i + 8), s));
+    c = _mm256_max_epi16(_mm256_min_epi16(c, top), bottom);
+    c = _mm256_permute4x64_epi64(_mm256_packs_epi16(c, c), 0xD8);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i), _mm256_castsi256_si128(c));
+  }
+  return half;
+}
+
+// Rotates the two halves of one head in place. dim is a multiple of 16.
+inline void rope(float* x, const float* cos, const float* sin, int dim) {
+  int half = dim / 2;
+  for (int i = 0; i < half; i += 8) {
+    __m256 a = _mm256_loadu_ps(x + i), b = _mm256_loadu_ps(x + half + i);
+    __m256 c = _mm256_loadu_ps(cos + i), s = _mm256_loadu_ps(sin + i);
+    _mm256_storeu_ps(x + i, _mm256_sub_ps(_mm256_mul_ps(a, c), _mm256_mul_ps(b, s)));
+    _mm256_storeu_ps(x + half + i, _mm256_add_ps(_mm256_mul_ps(b, c), _mm256_mul_ps(a, s)));
+  }
+}
+
+// act(x) * up; gelu says tanh-GELU, else SiLU.
+inline __m256 gate8(__m256 x, __m256 up, bool gelu) {
+  __m256 z = x;
+  if (gelu) {
+    __m256 cube = _mm256_mul_ps(_mm256_mul_ps(_mm256_mul_ps(x, x), x), _mm256_set1_ps(0.044715f));
+    z = _mm256_mul_ps(_mm256_add_ps(x, cube), _mm256_set1_ps(1.5957691216f));
+  }
+  __m256 e = exp8(_mm256_xor_ps(z, _mm256_set1_ps(-0.0f)));
+  return _mm256_mul_ps(_mm256_div_ps(x, _mm256_add_ps(e, _mm256_set1_ps(1.0f))), up);
+}
+
+}  // namespace greenroom

@@ -1,0 +1,150 @@
+"""The KV of one sequence while it is being worked on: a table of the device's pages.
+
+A group's table is `(first_page, slots)`: entry `j` is the page of tokens
+[(first_page + j) * block_tokens, ...). Sliding groups let go of pages that neither attention nor
+the next kept prefix can ask for, so their memory does not grow with the context.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from kvstore.api import BlockKey, Chain, Group
+    from kvstore.device import DeviceTier
+
+__all__ = ["NoRoom", "SequenceKV", "pages_needed"]
+
+
+class NoRoom(Exception):
+    """The device has no page left for this sequence now."""
+
+
+@dataclass(slots=True)
+class _Table:
+    first_page: int = 0
+    slots: list[int] = field(default_factory=list)
+
+
+def pages_needed(group: Group, tokens: int, step_tokens: int, block_tokens: int) -> int:
+    """The most pages that a sequence of `tokens` holds in a group at any time.
+
+    It is fed at most `step_tokens` at once.
+    """
+    if group.window is not None:
+        # The window before the first new token, the new ones, a page of slack, two cut pages.
+        tokens = min(tokens, group.window + step_tokens + 3 * block_tokens)
+    return -(-tokens // block_tokens)
+
+
+class SequenceKV:
+    """K and V of one sequence, empty at first; `length` tokens are in it.
+
+    After `n` tokens were added, each sliding group still holds the window and one page before the
+    first of them, so every prefix that ends in those `n` tokens or shortly before can be kept (a
+    stop string takes the last tokens of a reply back). Not thread-safe.
+    `free` gives the pages back; nothing may be asked of it after that.
+    """
+
+    def __init__(self, arena: DeviceTier) -> None:
+        self.arena = arena
+        self.length = 0
+        self._step = arena.layout.block_tokens
+        self._tables = {group.id: _Table() for group in arena.layout.groups}
+
+    def table(self, group: int) -> tuple[int, list[int]]:
+        """First page and slots of a group; do not mutate."""
+        table = self._tables[group]
+        return table.first_page, table.slots
+
+    def first_held(self, group: int) -> int:
+        """The first token of a group that is still here."""
+        return self._tables[group].first_page * self._step
+
+    def reserve(self, tokens: int) -> None:
+        """Makes room for `tokens` more; lets go of pages that no layer can read again.
+
+        Raises `NoRoom` when the device has too few pages; another try may succeed later.
+        """
+        for group in self.arena.layout.groups:
+            table = self._tables[group.id]
+            self._let_go(group, table)
+            if self.length % self._step:
+                tail = self.length // self._step - table.first_page
+                within = self.length % self._step
+                slot = self.arena.append_slot(group.id, table.slots[tail], within)
+                if slot is None:
+                    raise NoRoom
+                table.slots[tail] = slot
+            pages = -(-(self.length + tokens) // self._step)
+            lacking = pages - table.first_page - len(table.slots)
+            if lacking > 0:
+                taken = self.arena.take(group.id, lacking)
+                if taken is None:
+                    raise NoRoom
+                table.slots += taken
+
+    def advance(self, tokens: int) -> None:
+        """Counts `tokens` that every owning layer has written."""
+        self.length += tokens
+
+    def adopt(self, blocks: Sequence[BlockKey], slots: Mapping[BlockKey, int], length: int) -> None:
+        """Takes over the held pages of a prefix of `length` tokens, made of `blocks`.
+
+        The sequence is empty; the blocks of a group are in token order. Raises `ValueError` when
+        they do not make that prefix; the pages are then still the caller's.
+        """
+        if self.length:
+            raise ValueError("only an empty sequence can be restored")
+        tables = {}
+        for group in self.arena.layout.groups:
+            run = [key for key in blocks if key.group == group.id]
+            first = self.arena.layout.first_needed(group, length)
+            starts = list(range(first, length, self._step))
+            if [key.start for key in run] != starts or run[-1].prefix.length != length:
+                raise ValueError(f"group {group.id} does not hold the prefix of {length} tokens")
+            tables[group.id] = _Table(first // self._step, [slots[key] for key in run])
+        self._tables = tables
+        self.length = length
+
+    def payload(self, group: int, start: int, end: int) -> memoryview:
+        """The payload of tokens [start, end), which lie in one page; see `kvstore.api.Block`."""
+        return self.arena.payload(group, self._slot(group, start), end - start)
+
+    def publish(self, keys: Iterable[BlockKey], chain: Chain) -> None:
+        """Lets others find blocks of this sequence on the device."""
+        self.arena.publish(
+            (
+                key,
+                self._slot(key.group, key.start),
+                chain.ids(key.start, key.prefix.length),
+                chain.owner(key),
+                chain.is_shared(key),
+            )
+            for key in keys
+        )
+
+    def free(self) -> None:
+        """Gives every page back. Idempotent."""
+        for group, table in self._tables.items():
+            self.arena.release(group, table.slots)
+            table.slots = []
+
+    def _slot(self, group: int, start: int) -> int:
+        table = self._tables[group]
+        return table.slots[start // self._step - table.first_page]
+
+    def _let_go(self, group: Group, table: _Table) -> None:
+        if group.window is None:
+            return
+        # The shortest prefix that may still be kept ends a page before the next token.
+        shortest = max(0, self.length + 1 - self._step)
+        first = self.arena.layout.first_needed(group, shortest) // self._step
+        gone = first - table.first_page
+        if gone > 0:
+            self.arena.release(group.id, table.slots[:gone])
+            del table.slots[:gone]
+            table.first_page = first

@@ -1,0 +1,347 @@
+"""The device's pool: pages of KV where attention reads them, and the first tier of the store.
+
+One arena a group, `uint8 [slots, page_bytes]`; a page is the payload of a whole block, and a
+shorter block is the same runs cut short (docs/kv-record.md). On a CPU the arena is ordinary memory
+that the system commits when it is first written; with CUDA it lies on the card, and buffers for
+restores are pinned host memory.
+
+The engine's thread and the store's readers come here together: one lock.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from kvstore.api import TierStats
+from kvstore.pool import Pool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from kvstore.api import Block, BlockKey, Group, Layout, Scope
+
+    Bytes = NDArray[np.uint8]
+
+__all__ = ["DeviceRoom", "DeviceTier", "slot_counts"]
+
+TYPICAL_TOKENS = 4096
+
+
+def slot_counts(layout: Layout, max_bytes: int) -> dict[int, int]:
+    """Slots for each group, in the proportion that a chat of 4,096 tokens needs them.
+
+    Raises `ValueError` when not even one such chat has room.
+    """
+    step = layout.block_tokens
+    pages = {
+        g.id: -(-TYPICAL_TOKENS // step)
+        if g.window is None
+        else min(TYPICAL_TOKENS, g.window + 2 * step) // step + 1
+        for g in layout.groups
+    }
+    one = sum(pages[g.id] * step * g.bytes_per_token for g in layout.groups)
+    if max_bytes < one:
+        raise ValueError(f"a device pool of {max_bytes} bytes holds no chat; one takes {one}")
+    return {group: max_bytes * count // one for group, count in pages.items()}
+
+
+class DeviceTier:
+    """Implements `kvstore.api.Tier`, and gives its slots to running sequences.
+
+    `slots` says how many pages each group has. `pages[group]` is that group's arena.
+    """
+
+    name = "device"
+    near = True
+
+    def __init__(
+        self,
+        layout: Layout,
+        slots: dict[int, int],
+        *,
+        device: str = "cpu",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.layout = layout
+        self.device = torch.device(device)
+        self._on_cpu = self.device.type == "cpu"
+        self._groups = {group.id: group for group in layout.groups}
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._pool = Pool(slots)
+        self._ids: dict[BlockKey, bytes] = {}
+        self._counts = TierStats(self.name)
+        self._closed = False
+        self.pages: dict[int, Tensor] = {}
+        self._arrays: dict[int, Bytes] = {}
+        for group in layout.groups:
+            shape = (slots[group.id], layout.block_tokens * group.bytes_per_token)
+            if self._on_cpu:
+                # calloc: memory that nobody has written yet costs nothing.
+                self._arrays[group.id] = array = np.zeros(shape, np.uint8)
+                self.pages[group.id] = torch.from_numpy(array)
+            else:
+                self.pages[group.id] = torch.zeros(shape, dtype=torch.uint8, device=self.device)
+
+    # What running sequences use.
+
+    def size(self, group: int) -> int:
+        """How many slots a group has."""
+        return self._pool.size(group)
+
+    def bytes_per_token(self, group: int) -> int:
+        """The size of one token's KV in a group."""
+        return self._groups[group].bytes_per_token
+
+    def take(self, group: int, count: int) -> list[int] | None:
+        """Fresh slots for the caller alone; None when so many are not to be had now."""
+        with self._lock:
+            taken = self._pool.take(group, count, self._clock())
+            evicted = self._pool.evicted()
+            for key in evicted:
+                del self._ids[key]
+            self._count(evicted=len(evicted))
+            return taken
+
+    def pin(self, keys: Sequence[BlockKey]) -> list[int] | None:
+        """The slots of blocks that are here, held until `release`; None when one is gone."""
+        with self._lock:
+            slots = self._pool.pin(keys)
+            self._count(hits=len(keys) if slots is not None else 0)
+            return slots
+
+    def release(self, group: int, slots: Sequence[int]) -> None:
+        """Gives slots back; those that hold named blocks are kept while there is room."""
+        with self._lock:
+            self._pool.release(group, slots, self._clock())
+
+    def publish(self, named: Iterable[tuple[BlockKey, int, bytes, bytes, bool]]) -> None:
+        """Names what held slots begin with, so that others find it.
+
+        Each is a block, its slot, its token ids, its owner and whether that is many chats'.
+        """
+        stored = 0
+        with self._lock:
+            for key, slot, ids, owner, shared in named if not self._closed else ():
+                if self._pool.name(key, slot, owner, shared=shared):
+                    stored += key not in self._ids
+                    self._ids[key] = ids
+            self._count(stored=stored)
+
+    def append_slot(self, group: int, slot: int, tokens: int) -> int | None:
+        """Where to write behind the first `tokens` tokens of a held page: it, or a held copy.
+
+        A page that others read behind is copied, and the caller's hold moves to the copy; None
+        when there is no slot for that.
+        """
+        with self._lock:
+            if self._pool.may_append(group, slot, tokens):
+                return slot
+            taken = self.take(group, 1)
+            if taken is None:
+                return None
+            pages = self.pages[group]
+            pages[taken[0]] = pages[slot]
+            self._pool.release(group, [slot], self._clock())
+            return taken[0]
+
+    def payload(self, group: int, slot: int, tokens: int) -> memoryview:
+        """The payload of the first `tokens` tokens of a held page; a copy unless it is all."""
+        page = self._page(group, slot)
+        if tokens == self.layout.block_tokens:
+            return page.data
+        out = np.empty(tokens * self._groups[group].bytes_per_token, np.uint8)
+        for part, whole in self._runs(self._groups[group], out, page, tokens):
+            part[:] = whole
+        return out.data
+
+    def write(self, group: int, slot: int, tokens: int, payload: memoryview) -> None:
+        """Puts a payload of `tokens` tokens at the front of a held page."""
+        given = np.frombuffer(payload, np.uint8)
+        with self._lock:
+            if self._on_cpu:
+                page = self._arrays[group][slot]
+            else:
+                page = np.zeros(self.pages[group].shape[1], np.uint8)
+            for part, whole in self._runs(self._groups[group], given, page, tokens):
+                whole[:] = part
+            if not self._on_cpu:
+                self.pages[group][slot] = torch.from_numpy(page).to(self.device)
+
+    def room(self) -> DeviceRoom:
+        """Where one restore may put its blocks."""
+        return DeviceRoom(self)
+
+    def buffer(self, group: int, slot: int) -> memoryview | None:
+        """The page itself where the caller can write it: on a CPU."""
+        return self._arrays[group][slot].data if self._on_cpu else None
+
+    def retire(self, space: bytes, owner: bytes) -> None:
+        """The owner has left: its pages are the first to go."""
+        with self._lock:
+            self._pool.retire(space, owner)
+
+    # What every tier does.
+
+    def leading(self, keys: Sequence[BlockKey]) -> int:
+        # Without the lock: a look-up is atomic, and any answer may be out of date at once.
+        for index, key in enumerate(keys):
+            if key not in self._pool:
+                return index
+        return len(keys)
+
+    def fetch(self, keys: Sequence[BlockKey], into: Sequence[memoryview]) -> list[bytes | None]:
+        ids: list[bytes | None] = []
+        for key, buffer in zip(keys, into, strict=True):
+            slots = self.pin([key])
+            size = key.tokens * self._groups[key.group].bytes_per_token if slots else 0
+            if not slots or size != len(buffer):
+                ids.append(None)
+                self._count(misses=1)
+            else:
+                buffer[:] = self.payload(key.group, slots[0], key.tokens)
+                ids.append(self._ids.get(key))
+            if slots:
+                self.release(key.group, slots)
+        return ids
+
+    def put(self, blocks: Sequence[Block]) -> int:
+        for block in blocks:
+            key = block.key
+            with self._lock:
+                if self._closed or key in self._pool:
+                    continue
+                taken = self.take(key.group, 1)
+                if taken is None:
+                    self._count(refused=1)
+                    continue
+                self.write(key.group, taken[0], key.tokens, memoryview(block.payload))
+                self.publish([(key, taken[0], block.ids, block.owner, False)])
+                self.release(key.group, taken)
+        return sum(block.key in self._pool for block in blocks)
+
+    def held(self) -> list[BlockKey]:
+        with self._lock:
+            return self._pool.names
+
+    def discard(self, keys: Sequence[BlockKey]) -> None:
+        with self._lock:
+            for key in keys:
+                self._ids.pop(key, None)
+            self._pool.discard(keys, self._clock())
+
+    def purge(self, scope: Scope) -> int:
+        """Deletes and overwrites; a page in use is overwritten by nobody, but is found no more."""
+        with self._lock:
+            gone = self._pool.scope(scope)
+            for key in gone:
+                self._ids.pop(key, None)
+            for group, slot in self._pool.discard(gone, self._clock()):
+                self.pages[group][slot].zero_()
+            return len(gone)
+
+    def stats(self) -> TierStats:
+        with self._lock:
+            names = self._pool.names
+            size = {(key.group, self._pool.where(key)) for key in names}
+            held = sum(self.pages[group].shape[1] for group, _ in size)
+            return replace(self._counts, blocks=len(names), bytes=held)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self.discard(self._pool.names)
+
+    def _page(self, group: int, slot: int) -> Bytes:
+        arrays = (
+            self._arrays[group]
+            if self._on_cpu
+            else self.pages[group][slot : slot + 1].cpu().numpy()
+        )
+        page: Bytes = arrays[slot if self._on_cpu else 0]
+        return page
+
+    def _runs(
+        self, group: Group, payload: Bytes, page: Bytes, tokens: int
+    ) -> Iterable[tuple[Bytes, Bytes]]:
+        """The runs of a short payload beside their places in the page, [layers, bytes] each."""
+        layers = len(group.layers)
+        short = payload.reshape(layers, -1)
+        whole = page.reshape(layers, -1)
+        at = 0
+        for part in group.parts:
+            start = at * self.layout.block_tokens
+            yield (
+                short[:, at * tokens : (at + part) * tokens],
+                whole[:, start : start + part * tokens],
+            )
+            at += part
+
+    def _count(
+        self, *, hits: int = 0, misses: int = 0, stored: int = 0, evicted: int = 0, refused: int = 0
+    ) -> None:
+        c = self._counts
+        self._counts = replace(
+            c,
+            hits=c.hits + hits,
+            misses=c.misses + misses,
+            stored=c.stored + stored,
+            evicted=c.evicted + evicted,
+            refused=c.refused + refused,
+        )
+
+
+class DeviceRoom:
+    """Implements `kvstore.api.Room`: slots of the device, one a block.
+
+    A whole block on a CPU is written where it will be read; anything else goes through a buffer
+    and is put in its place by `settle`. Every slot that was taken is the caller's to release.
+    """
+
+    def __init__(self, tier: DeviceTier) -> None:
+        self._tier = tier
+        self._staged: dict[BlockKey, memoryview] = {}
+        self.slots: dict[BlockKey, int] = {}
+
+    def take(self, keys: Sequence[BlockKey]) -> list[memoryview] | None:
+        wanted: dict[int, list[BlockKey]] = {}
+        for key in keys:
+            if key not in self.slots:
+                wanted.setdefault(key.group, []).append(key)
+        for group, of_group in wanted.items():
+            taken = self._tier.take(group, len(of_group))
+            if taken is None:
+                return None
+            self.slots |= zip(of_group, taken, strict=True)
+        return [self._buffer(key) for key in keys]
+
+    def settle(self, keys: Iterable[BlockKey]) -> None:
+        """Moves the blocks that arrived to their pages."""
+        for key in keys:
+            if (staged := self._staged.pop(key, None)) is not None:
+                self._tier.write(key.group, self.slots[key], key.tokens, staged)
+
+    def release(self, keys: Iterable[BlockKey]) -> None:
+        """Gives the slots of these back."""
+        for key in list(keys):
+            if (slot := self.slots.pop(key, None)) is not None:
+                self._tier.release(key.group, [slot])
+
+    def _buffer(self, key: BlockKey) -> memoryview:
+        if key.tokens == self._tier.layout.block_tokens:
+            page = self._tier.buffer(key.group, self.slots[key])
+            if page is not None:
+                return page
+        if key not in self._staged:
+            size = key.tokens * self._tier.bytes_per_token(key.group)
+            self._staged[key] = memoryview(bytearray(size))
+        return self._staged[key]

@@ -1,0 +1,148 @@
+"""Bringing characters on the page, in a real browser against a real server.
+
+As everywhere on the page: no error is logged, no content policy is broken, nobody else is asked.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from personas.library import Library
+from tests.personas import makers
+
+if TYPE_CHECKING:
+    from playwright.sync_api import FilePayload, Locator, Page
+
+SHIPPED = len(Library.shipped().list())
+
+
+def file(name: str, raw: bytes) -> FilePayload:
+    return {"name": name, "mimeType": "application/octet-stream", "buffer": raw}
+
+
+def bring(page: Page, *files: FilePayload) -> Locator:
+    """Chooses files as with the button; returns the rows of the answer, the newest first."""
+    page.locator("[data-persona]").first.wait_for()
+    page.set_input_files("#files", [*files])
+    rows = page.locator(".brought")
+    rows.nth(len(files) - 1).wait_for()
+    return rows
+
+
+def test_brought_and_talked_with(page: Page) -> None:
+    """A card becomes a character with a report and a picture, and one click starts the talk."""
+    raw = makers.card(name="Ada Lang", tags=["clocks"], mood="odd", personality=None)
+    [row] = bring(page, file("ada.png", makers.png(makers.text(raw)))).all()
+    assert row.locator(".says").inner_text() == "Ada Lang is here."
+    summary = row.locator("summary").inner_text()
+    assert summary.startswith("Import report (png): ")
+    assert "1 repaired" in summary
+    row.locator("summary").click()
+    assert "personality" in row.locator("dl").inner_text()
+    assert "mood" in row.locator("dl").inner_text()
+    card = page.locator("[data-persona=ada-lang]")
+    card.locator("img").wait_for()
+    assert card.locator(".tag").all_text_contents() == ["clocks"]
+    row.get_by_role("button", name="Start talking").click()
+    page.locator(".message.assistant").first.wait_for()
+    assert page.locator(".message .text").first.text_content() == "Tick?"
+    page.click("#back")
+    page.locator("[data-persona=ada-lang]").wait_for()
+    assert page.locator(".brought").count() == 0  # read and done with
+
+
+def test_refused_and_undone(page: Page) -> None:
+    """A bad file says why beside the good ones; what was just brought can be taken away."""
+    rows = bring(
+        page,
+        file("page.png", b"<!doctype html>"),
+        file("bea.json", makers.card(name="Bea")),
+        file("bea again.json", makers.card(name="Bea")),
+    )
+    said = rows.locator(".says").all_inner_texts()
+    assert said[0].startswith("page.png could not be read: the file is a web page")
+    assert said[1:] == ["Bea is here.", "Bea was here already."]
+    assert rows.nth(0).locator("button, details").count() == 0
+    rows.nth(1).get_by_role("button", name="Undo").click()
+    page.locator("[data-persona=bea]").wait_for(state="detached")
+    assert [*page.locator(".brought .says").all_inner_texts()] == said[:1]
+    page.reload()
+    page.locator("[data-persona]").first.wait_for()
+    assert page.locator("[data-persona=bea]").count() == 0
+
+
+def test_dropped(page: Page) -> None:
+    """A file that is dropped on the page is brought; other things that are dragged are not."""
+    page.locator("[data-persona]").first.wait_for()
+    raw = base64.b64encode(makers.card(name="Cy")).decode()
+    drag = """
+        ([type, raw]) => {
+            const data = new DataTransfer();
+            if (raw) data.items.add(new File([atob(raw)], "cy.json"));
+            else data.setData("text/plain", "words");
+            const home = document.querySelector("#home");
+            const init = { dataTransfer: data, bubbles: true, cancelable: true };
+            const taken = !home.dispatchEvent(new DragEvent(type, init));
+            return [taken, home.classList.contains("dropping")];
+        }"""
+    assert page.evaluate(drag, ["dragenter", raw]) == [False, True]
+    assert page.evaluate(drag, ["dragleave", raw]) == [False, False]
+    assert page.evaluate(drag, ["dragover", raw])[0] is True
+    assert page.evaluate(drag, ["dragover", ""])[0] is False
+    assert page.evaluate(drag, ["drop", ""])[0] is False
+    assert page.evaluate(drag, ["drop", raw])[0] is True
+    page.locator("[data-persona=cy]").wait_for()
+
+
+def test_markup_of_a_card_stays_text(page: Page) -> None:
+    """Whatever a card is called, it is text on the page."""
+    bad = '<img src=x onerror="boom()">'
+    bring(page, file("x.json", makers.card(name=bad, tags=[bad], creator_notes=bad)))
+    card = page.locator(".card", has_text="onerror").first
+    card.wait_for()
+    assert card.locator(".name").text_content() == bad
+    assert page.locator("img[onerror]").count() == 0
+
+
+def test_found_by_words(page: Page) -> None:
+    """Words narrow the list to those who have them all; nothing found is said."""
+    cards = [
+        file(f"{n}.json", makers.card(name=f"Finder {n}", tags=[f"odd{n % 2}"])) for n in range(8)
+    ]
+    bring(page, *cards)
+    page.locator("[data-persona=finder-7]").wait_for()
+    page.fill("#find", "finder ODD1")
+    names = page.locator(".card .name").all_text_contents()
+    assert names == ["Finder 1", "Finder 3", "Finder 5", "Finder 7"]
+    page.fill("#find", "nobody at all")
+    assert page.locator("#unfound").is_visible()
+    page.fill("#find", "")
+    assert page.locator(".card").count() >= SHIPPED + 8
+    assert page.locator("#more").is_hidden()
+
+
+def test_many_are_shown_in_parts(page: Page) -> None:
+    """With more characters than fit, the rest comes at a click; all files were read."""
+    cards = [file(f"{n}.json", makers.card(name=f"Many {n:02}")) for n in range(50)]
+    bring(page, *cards)
+    assert page.locator(".brought.added").count() == 50
+    more = page.locator("#more")
+    more.wait_for()
+    before = page.locator(".card").count()
+    assert before == 48
+    more.click()
+    assert page.locator(".card").count() > before
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_readable(page: Page, scheme: str) -> None:
+    """The report has enough contrast in both schemes, also of what was refused."""
+    page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+    card = json.loads(makers.card(name=f"Dee {scheme}", tags=7))
+    rows = bring(page, file("d.json", json.dumps(card).encode()), file("e.json", b"{"))
+    rows.first.locator("summary").click()
+    assert page.evaluate("probes.poorContrast()") == []
