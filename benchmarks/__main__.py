@@ -9,9 +9,15 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import kvstore, prompts, turns
+from benchmarks import engine, kvstore, prompts, quality, turns
 
-BENCHMARKS = {"kvstore": kvstore, "prompts": prompts, "quality": quality, "turns": turns}
+BENCHMARKS = {
+    "engine": engine,
+    "kvstore": kvstore,
+    "prompts": prompts,
+    "quality": quality,
+    "turns": turns,
+}
 
 
 def machine() -> dict[str, str | int]:

@@ -20,6 +20,7 @@ from gateway.erasure import Erasure
 from gateway.errors import StartError
 from gateway.folder import DataFolder
 from gateway.http import Parts, make_app
+from gateway.metrics import Metrics
 from gateway.presence import Presence
 from gateway.protocol import CloseCode
 from gateway.release import release
@@ -106,6 +107,7 @@ async def serve(
         await characters.open()
         chats = Chats(history)
         composer = Composer(config.make_sampling, config.server.ready_seconds)
+        metrics = Metrics()
         turns = Turns(
             chats=chats,
             history=history,
@@ -113,6 +115,7 @@ async def serve(
             ensemble=ensemble,
             composer=composer,
             limits=config.server,
+            metrics=metrics,
         )
         presence = Presence(characters, ensemble, composer)
         stack.push_async_callback(presence.aclose)
@@ -130,6 +133,7 @@ async def serve(
             turns,
             presence,
             erasure,
+            metrics,
         )
         runner = web.AppRunner(make_app(parts), access_log=None, shutdown_timeout=2.0)
         await runner.setup()

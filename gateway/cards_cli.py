@@ -96,6 +96,8 @@ def add_parser(
         "--context", metavar="TOKENS", type=int, default=4096, help="of the model (default 4096)"
     )
 
+    lint.add_argument("--prompt", action="store_true", help="show the prompt of a first reply too")
+
     show = command("show", "show a character: texts, lorebook, and what its import said")
     show.add_argument("who", metavar="WHO", help="id of a character, or a file")
     show.add_argument("--prompt", action="store_true", help="show the prompt of a first reply")
@@ -138,7 +140,7 @@ def run(args: argparse.Namespace, config: Config) -> int:
 
 
 class _Outcome(NamedTuple):
-    """What became of one file: `state` is that of `Added`, or `read`, `lorebook`, `refused`."""
+    """What became of one file: `state` is `Added`'s, or read, lorebook, skipped or refused."""
 
     path: Path
     state: str
@@ -165,7 +167,13 @@ def _import(args: argparse.Namespace, config: Config) -> int:
     progress = _Progress(len(files))
     for path in files:
         outcome = _bring(
-            path, shelf, config.import_limits(), taken, replace=args.replace, check=args.check
+            path,
+            shelf,
+            config.import_limits(),
+            taken,
+            replace=args.replace,
+            check=args.check,
+            named=path in args.paths,
         )
         outcomes.append(outcome)
         progress.clear()
@@ -203,11 +211,19 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _bring(
-    path: Path, shelf: Shelf, limits: ImportLimits, taken: set[str], *, replace: bool, check: bool
+    path: Path,
+    shelf: Shelf,
+    limits: ImportLimits,
+    taken: set[str],
+    *,
+    replace: bool,
+    check: bool,
+    named: bool,
 ) -> _Outcome:
+    """`named`: a person asked for this very file, so that it must be a card."""
     from personas.importer import ImportedBook, read_any
     from personas.persona import CardError
-    from personas.shelf import Entry
+    from personas.shelf import PICTURES, Entry
 
     try:
         raw = bytes_of(path, limits)
@@ -221,8 +237,18 @@ def _bring(
             )
             return _Outcome(path, "read", found)
         # The picture is decoded when it is first shown.
-        added = shelf.add(raw, path.name, replace_known=replace, taken=taken, with_avatar=False)
+        beside = next((p for e in PICTURES if (p := path.with_suffix(e)).is_file()), None)
+        added = shelf.add(
+            raw,
+            path.name,
+            replace_known=replace,
+            taken=taken,
+            with_avatar=False,
+            beside=None if beside == path else beside,
+        )
     except CardError as error:
+        if error.code == "no_card" and not named:
+            return _Outcome(path, "skipped", code=error.code, message="just a picture")
         return _Outcome(path, "refused", code=error.code, message=told(error.message, error.where))
     except OSError as error:
         return _Outcome(path, "refused", code="unreadable", message=error.strerror or str(error))

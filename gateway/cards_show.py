@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from personas.importer import ImportedBook
     from personas.library import Library
     from personas.limits import Finding, ImportLimits
+    from personas.lint import Checked
     from personas.persona import Persona
     from personas.shelf import Entry
 
@@ -64,7 +65,17 @@ def lint(args: argparse.Namespace, config: Config) -> int:
         whole = sum(line.tokens for line in found.prompt)
         print(f"    {found.permanent:>6}          permanent text in every prompt")
         print(f"    {whole:>6}          first prompt, {stable} of it stay as they are")
+        if args.prompt:
+            _print_prompt(found)
     return 0 if clean else REFUSED
+
+
+def _print_prompt(found: Checked) -> None:
+    for line in found.prompt:
+        kind = "stable" if line.stable else "tail"
+        name = f" {line.message.name}" if line.message.name else ""
+        print(f"--- {line.message.role.value}{name} · {line.tokens} tokens · {kind}")
+        print(line.message.text)
 
 
 def show(args: argparse.Namespace, config: Config) -> int:
@@ -76,11 +87,7 @@ def show(args: argparse.Namespace, config: Config) -> int:
     persona = entry.persona
     counting = counter(config.data.folder, config.engine.model)
     if args.prompt:
-        for line in check(persona, entry.report, counting.count).prompt:
-            kind = "stable" if line.stable else "tail"
-            name = f" {line.message.name}" if line.message.name else ""
-            print(f"--- {line.message.role.value}{name} · {line.tokens} tokens · {kind}")
-            print(line.message.text)
+        _print_prompt(check(persona, entry.report, counting.count))
         return 0
     print(f"{persona.name} ({persona.id}, revision {persona.revision}, {entry.container})")
     wrap("  ", persona.tagline)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import secrets
 import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode, urlsplit
@@ -15,6 +13,7 @@ from gateway.errors import StartError
 
 if TYPE_CHECKING:
     import argparse
+    import urllib.error
 
     from personas.persona import JsonValue
 
@@ -129,6 +128,9 @@ def _update(args: argparse.Namespace) -> int:
 
 def _ask(url: str, method: str, path: str, body: bytes | None = None, kind: str = "") -> bytes:
     """The server's answer. Raises `StartError` when there is none, or a refusal."""
+    import urllib.error
+    import urllib.request
+
     parts = urlsplit(url if "://" in url else f"http://{url}")
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise StartError(f"{url!r} is not the address of a server")

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gateway import cards_cli, chats_cli
+from gateway import cards_cli, chats_cli, kv_cli
 from gateway.errors import StartError
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
     _add_common(prepare)
     cards_cli.add_parser(commands, _add_common)
     chats_cli.add_parser(commands)
+    kv_cli.add_parser(commands, _add_common)
     return top
 
 
@@ -123,6 +124,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = _configure(args)
         if args.command == "cards":
             return cards_cli.run(args, config)
+        if args.command == "kv":
+            return kv_cli.run(args, config)
         if args.command == "prepare":
             return asyncio.run(_prepare(config))
         return asyncio.run(_run(config))

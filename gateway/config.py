@@ -170,6 +170,16 @@ class EngineConfig:
     )
     host_bytes: int = _knob(1 << 30, "host memory for KV", low=0, high=1 << 44)
     disk_bytes: int = _knob(4 << 30, "disk for KV", low=0, high=1 << 46)
+    tenant_bytes: int = _knob(
+        0, "host memory for KV of one tenant; 0 is all of it", low=0, high=1 << 44
+    )
+    remote_url: str = _knob("", "Redis or Valkey server for KV, shared between engines")
+    remote_deadline_ms: int = _knob(
+        250, "what a call to it may take, in ms; then it is a miss", low=1, high=60_000
+    )
+    remote_ttl_seconds: int = _knob(
+        7 * 86400, "how long it keeps KV that nobody uses", low=60, high=1 << 31
+    )
 
 
 @dataclass(frozen=True, slots=True)

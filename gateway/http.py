@@ -15,6 +15,7 @@ from gateway.auth import host_allowed, origin_allowed
 from gateway.cards_http import CardRoutes
 from gateway.chats_http import ChatRoutes
 from gateway.errors import HistoryError
+from gateway.metrics import CONTENT_TYPE
 from gateway.openai_api import routes
 from gateway.protocol import CloseCode, choose
 from gateway.session import Session
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from gateway.ensemble import Ensemble
     from gateway.erasure import Erasure
     from gateway.history import History
+    from gateway.metrics import Metrics
     from gateway.presence import Presence
     from gateway.standby import Standby
     from gateway.turns import Turns
@@ -89,6 +91,7 @@ class Parts:
     turns: Turns
     presence: Presence
     erasure: Erasure
+    metrics: Metrics
     sessions: set[Session] = field(default_factory=set)
 
     @property
@@ -263,6 +266,11 @@ def _add_health(app: web.Application, parts: Parts) -> None:
             }
         )
 
+    async def metrics(request: web.Request) -> web.Response:
+        body = await parts.metrics.render(parts.ensemble)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
+
+    app.router.add_get("/metrics", metrics)
     app.router.add_get("/livez", livez)
     app.router.add_get("/readyz", readyz)
 

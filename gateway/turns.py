@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from gateway.config import ServerConfig
     from gateway.ensemble import Ensemble
     from gateway.history import History
+    from gateway.metrics import Metrics
     from gateway.protocol import ChatOpen, ChatUse, TurnCancel, TurnCreate
     from personas.persona import Persona
 
@@ -62,6 +63,7 @@ class Turns:
         ensemble: Ensemble,
         composer: Composer,
         limits: ServerConfig,
+        metrics: Metrics,
     ) -> None:
         self._chats = chats
         self._history = history
@@ -69,6 +71,7 @@ class Turns:
         self._ensemble = ensemble
         self._composer = composer
         self._limits = limits
+        self._metrics = metrics
         self._tasks: set[asyncio.Task[object]] = set()
         self._opened: dict[tuple[str, str, str, str | None], str] = {}
         self.draining = False
@@ -340,6 +343,7 @@ class Turns:
         live.chat = live.chat.settle(reply)
         live.turn = None
         live.publish(terminal(live.chat, speech, reply, outcome))
+        self._metrics.count(reply, speech.backend)
         log.info(
             "turn_ended",
             status=outcome.status.value,

@@ -34,7 +34,7 @@ import structlog
 
 from kvstore.api import TierStats
 from kvstore.claim import claim
-from kvstore.errors import RecordDamaged, StoreError
+from kvstore.errors import StoreError
 from kvstore.generation import INDEX_BYTES, Entry, Generation
 from kvstore.intents import Intents
 from kvstore.keeper import ENGINE, Keeper
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kvstore.api import Block, BlockKey, Scope
+    from kvstore.generation import Wanted
     from kvstore.segment import Failpoint
 
 __all__ = ["MANIFEST", "DiskTier"]
@@ -56,6 +57,8 @@ MANIFEST = {"record": VERSION, "lmdb": ENGINE, "payload": "segments"}
 GENERATIONS = 4
 PAUSE_SECONDS = 30.0
 """How long nothing is written after a write has failed: a full disk is not full for a moment."""
+RUN_BYTES, RUN_RECORDS = 4 << 20, 256
+"""How much is read at once: it is looked through again, and then it is still near the core."""
 HEAD_BYTES = 1024
 """What a record takes beside its payload, at most, for a guess at what a batch will take."""
 
@@ -127,24 +130,16 @@ class DiskTier:
         return len(keys)
 
     def fetch(self, keys: Sequence[BlockKey], into: Sequence[memoryview]) -> list[bytes | None]:
-        ids: list[bytes | None] = [None] * len(keys)
-        cold: list[tuple[int, Generation, Entry]] = []
-        for index, (key, buffer) in enumerate(zip(keys, into, strict=True)):
-            generation = self._where.get(key)
-            entry = generation.held.get(key) if generation else None
-            if generation is None or entry is None or entry.payload_bytes != len(buffer):
-                continue
-            ids[index] = self._read(generation, key, entry, buffer, wait=False)
-            if ids[index] is None and self._where.get(key) is generation:
-                cold.append((index, generation, entry))
+        found: dict[BlockKey, bytes] = {}
+        runs = self._runs(keys, into)
+        cold = [run for run in runs if not self._read(*run, found, wait=False)]
         # What is not in memory is asked for all at once, then waited for one by one.
-        for _, generation, entry in cold:
-            generation.will_read(entry)
-        for index, generation, entry in cold:
-            ids[index] = self._read(generation, keys[index], entry, into[index], wait=True)
-        hits = sum(run is not None for run in ids)
-        self._count(hits=hits, misses=len(keys) - hits)
-        return ids
+        for generation, wanted in cold:
+            generation.will_read([entry for _, entry, _ in wanted])
+        for run in cold:
+            self._read(*run, found, wait=True)
+        self._count(hits=len(found), misses=len(keys) - len(found))
+        return [found.get(key) for key in keys]
 
     def put(self, blocks: Sequence[Block]) -> int:
         with self._writing:
@@ -267,7 +262,7 @@ class DiskTier:
         for scope in self._intents.scopes:
             self._purge(scope)
         self._intents.clear()
-        while self._used() > self._max_bytes:
+        while self._is_over():
             self._drop(self._generations[0])
 
     def _distrust(self, folder: Path, problem: str) -> None:
@@ -278,17 +273,47 @@ class DiskTier:
             folder.unlink()
         self._count(damaged=1)
 
+    def _runs(
+        self, keys: Sequence[BlockKey], into: Sequence[memoryview]
+    ) -> list[tuple[Generation, list[Wanted]]]:
+        """What is held of the keys, in runs that lie one behind the other in their segments."""
+        places: list[tuple[int, int, Generation, Wanted]] = []
+        for key, buffer in zip(keys, into, strict=True):
+            generation = self._where.get(key)
+            entry = generation.held.get(key) if generation else None
+            if generation is None or entry is None or entry.payload_bytes != len(buffer):
+                continue
+            places.append((generation.number, entry.place, generation, (key, entry, buffer)))
+        runs: list[tuple[Generation, list[Wanted]]] = []
+        end, size = (-1, -1), 0
+        for number, place, generation, wanted in sorted(places, key=lambda p: p[:2]):
+            taken = wanted[1].extent[1]
+            size += taken
+            if (number, place) != end or size > RUN_BYTES or len(runs[-1][1]) >= RUN_RECORDS:
+                runs.append((generation, []))
+                size = taken
+            runs[-1][1].append(wanted)
+            end = (number, place + taken)
+        return runs
+
     def _read(
-        self, generation: Generation, key: BlockKey, entry: Entry, into: memoryview, *, wait: bool
-    ) -> bytes | None:
-        try:
-            return generation.read(key, entry, into, wait=wait)
-        except RecordDamaged as error:
-            # It may have been deleted while it was read; then there is nothing to tell.
-            if self._doom(key, only=entry):
-                log.warning("kv_record_damaged", problem=str(error))
+        self,
+        generation: Generation,
+        wanted: list[Wanted],
+        found: dict[BlockKey, bytes],
+        *,
+        wait: bool,
+    ) -> bool:
+        """Adds the ids of what was read to `found`; False when it would wait and may not."""
+        read = generation.read(wanted, wait=wait)
+        for (key, entry, _), ids in zip(wanted, read or (), strict=read is not None):
+            if isinstance(ids, bytes):
+                found[key] = ids
+            elif self._doom(key, only=entry):
+                # Else it was deleted while it was read, and there is nothing to tell.
+                log.warning("kv_record_damaged", problem=ids.message)
                 self._count(damaged=1)
-            return None
+        return read is not None
 
     def _doom(self, key: BlockKey, only: Entry | None = None) -> bool:
         """Takes a block out of the index; its bytes are overwritten at the next write."""
@@ -345,7 +370,7 @@ class DiskTier:
             self._where |= dict.fromkeys(entries, generation)
         self._count(stored=len(entries))
         self._index(generation, entries)
-        while self._used() > self._max_bytes:
+        while self._is_over():
             self._drop(self._generations[0])
 
     def _index(self, generation: Generation, entries: dict[BlockKey, Entry]) -> None:
@@ -381,8 +406,10 @@ class DiskTier:
             self._stuck.append(generation.folder)
             self._count(errors=1)
 
-    def _used(self) -> int:
-        return sum(g.taken for g in self._generations)
+    def _is_over(self) -> bool:
+        # Many that are nearly empty, after many deletions, would hold as many files open.
+        many = len(self._generations) > 2 * GENERATIONS
+        return many or sum(g.taken for g in self._generations) > self._max_bytes
 
     @contextlib.contextmanager
     def _trouble(self, event: str, refused: int = 0) -> Iterator[None]:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from kvstore.keeper import Keeper, Row
     from kvstore.segment import Failpoint
 
+    Wanted = tuple[BlockKey, "Entry", memoryview]
+
 __all__ = ["Entry", "Generation", "decode_row", "encode_row"]
 
 INDEX_BYTES = 256
@@ -135,20 +137,45 @@ class Generation:
         self.is_behind = False
 
     def read(
-        self, key: BlockKey, entry: Entry, into: memoryview, *, wait: bool = True
-    ) -> bytes | None:
-        """Fills `into` with a block's payload; gives its ids.
+        self, wanted: Sequence[Wanted], *, wait: bool = True
+    ) -> list[bytes | RecordDamaged] | None:
+        """Fills the buffers of records that lie one behind the other; gives the ids of each.
 
-        None when that would wait for the disk and `wait` is not set. Raises `RecordDamaged`.
+        A `RecordDamaged` where a record is not as it was written. None when that would wait for
+        the disk and `wait` is not set.
         """
-        head = bytearray(entry.head_bytes)
-        if not self._segment.read(entry.place, [memoryview(head), into], wait=wait):
-            return None
-        return check(key, head, into)
+        # One system call for all of them: each lets other threads run, who are slow to give way.
+        aside = memoryview(bytearray(sum(e.extent[1] - e.payload_bytes for _, e, _ in wanted)))
+        heads, pieces = [], []
+        for _, entry, into in wanted:
+            head, pad = entry.head_bytes, entry.extent[1] - entry.head_bytes - entry.payload_bytes
+            heads.append(aside[:head])
+            pieces += [heads[-1], into, aside[head : head + pad]]
+            aside = aside[head + pad :]
+        pieces.pop()
+        try:
+            if not self._segment.read(wanted[0][1].place, pieces, wait=wait):
+                return None
+        except RecordDamaged as error:
+            if len(wanted) == 1:
+                return [error]
+            return [ids for one in wanted for ids in self.read([one]) or ()]
+        found: list[bytes | RecordDamaged] = []
+        for (key, _, into), raw in zip(wanted, heads, strict=True):
+            try:
+                found.append(check(key, raw, into))
+            except RecordDamaged as error:
+                found.append(error)
+        return found
 
-    def will_read(self, entry: Entry) -> None:
-        """Tells the system to fetch a record from the disk now."""
-        self._segment.will_read(*entry.extent)
+    def _is_sound(self, key: BlockKey, entry: Entry, into: memoryview) -> bool:
+        """Reads one record into `into`; whether it is as it was written."""
+        return isinstance((self.read([(key, entry, into)]) or [b""])[0], bytes)
+
+    def will_read(self, entries: Sequence[Entry]) -> None:
+        """Tells the system to fetch records, one behind the other, from the disk now."""
+        place = entries[0].place
+        self._segment.will_read(place, sum(entries[-1].extent) - place)
 
     def erase(self, entries: Sequence[Entry]) -> None:
         """Takes records, which `held` has no more, out of LMDB and overwrites them with zeros.
@@ -169,11 +196,9 @@ class Generation:
         for key, entry in sorted(self.held.items(), key=lambda item: item[1].place):
             record = memoryview(bytearray(entry.head_bytes + entry.payload_bytes))
             head, payload = record[: entry.head_bytes], record[entry.head_bytes :]
-            try:
-                self.read(key, entry, payload)
-                self._segment.read(entry.place, [head])
-            except RecordDamaged:
+            if not self._is_sound(key, entry, payload):
                 continue
+            self._segment.read(entry.place, [head])
             (place,) = fresh.append([(head, payload)])
             moved[key] = Entry(place, entry.head_bytes, entry.payload_bytes, entry.owner)
         fresh.sync()
@@ -238,8 +263,7 @@ class Generation:
         for place, head in self._segment.scan():
             if place not in places and head.key not in self.held:
                 entry = Entry(place, head.size, head.payload_bytes, head.owner)
-                with contextlib.suppress(RecordDamaged):
-                    self.read(head.key, entry, memoryview(bytearray(head.payload_bytes)))
+                if self._is_sound(head.key, entry, memoryview(bytearray(head.payload_bytes))):
                     self.held[head.key] = entry
                     self.is_behind = True
         extents = [entry.extent for entry in self.held.values()]

@@ -48,12 +48,12 @@ _LOW30, _LOW31 = np.uint64((1 << 30) - 1), np.uint64((1 << 31) - 1)
 _30, _31, _61 = np.uint64(30), np.uint64(31), np.uint64(61)
 
 
-def owner_tag(space: Space, name: str) -> bytes:
+def owner_tag(tenant_salt: bytes, name: str) -> bytes:
     """16 bytes that stand for an owner (a conversation, a persona revision) inside one tenant.
 
     The name cannot be read back from it without the tenant's secret.
     """
-    secret = hashlib.sha256(space.tenant_salt).digest()
+    secret = hashlib.sha256(tenant_salt).digest()
     tag = hashlib.blake2b(
         name.encode(), digest_size=DIGEST_BYTES, key=secret, person=b"greenroom-owner"
     )

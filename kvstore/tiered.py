@@ -311,6 +311,7 @@ class TieredStore:
         self._policy.observe_restore(tier.name, size, time.perf_counter() - began)
         if not tier.near and right:
             # Whoever waits for the same flight finds them in memory.
+            self._ends.learn(key.prefix for key in right)
             self._host.put([_block(key, buffers[key], chain) for key in keys if key in right])
 
     def _one_flight(self, index: int, wanted: list[BlockKey]) -> Iterator[list[BlockKey]]:

@@ -32,6 +32,7 @@ __all__ = [
     "VerifyReport",
     "compact",
     "purge",
+    "spaces",
     "stats",
     "verify",
 ]
@@ -120,6 +121,12 @@ def stats(folder: Path) -> FolderStats:
         except StoreError:
             in_use = True
     return FolderStats(tuple(found), len(spaces), len(owners), in_use, (folder / "PURGE").exists())
+
+
+def spaces(folder: Path) -> set[bytes]:
+    """The spaces that any record in the folder belongs to; also while it is in use."""
+    segments = map(_segment, _generations(folder))
+    return {head.key.prefix.space for segment in segments for _, head in segment.scan()}
 
 
 def verify(folder: Path) -> VerifyReport:

@@ -46,6 +46,7 @@ PICTURES = (".svg", ".png", ".webp", ".jpg", ".jpeg")
 """Endings of pictures that may lie beside a card."""
 _NO_CARD = frozenset({"no_card", "unsupported"})
 _PART = ".part"
+_ID = 120  # characters
 
 Stamp = tuple[int, int, int, str]
 
@@ -146,14 +147,19 @@ class Shelf:
         replace_known: bool = False,
         taken: Collection[str] = (),
         with_avatar: bool = True,
+        beside: Path | None = None,
     ) -> Added:
         """Takes in a file of any kind `read_any` knows, under a free id or in place of one.
 
         `replace_id` is in place of that one; `replace_known` of the one with the character's own
         id, if any has it. A character that is here already is `unchanged`. `taken` are ids that
         may not be used besides. `with_avatar` decodes the picture, so that a bad one is found now.
-        Raises `CardError`: those of `read_any`, `no_character` for a lorebook alone, `unwritable`.
+        `beside` is a picture for a card that has none; one that is replaced keeps its own then.
+        Raises `CardError`: those of `read_any`, `no_character` for a lorebook alone, `bad_id` for a
+        `replace_id` that is no slug, `unwritable`.
         """
+        if replace_id is not None and slug(replace_id[:_ID]) != (replace_id or None):
+            raise CardError("bad_id", "an id has letters, digits and hyphens", where="id")
         imported = read_any(raw, filename=filename, limits=self._limits, with_avatar=with_avatar)
         if not isinstance(imported, ImportedCard):
             message = "the file is a lorebook without a character"
@@ -175,13 +181,15 @@ class Shelf:
                 id, path = replace_id, self._put(raw, replace_id, ending, exclusive=False)
                 before = self._ids.get(id, path.name)
                 if before != path.name:
-                    (self.folder / before).unlink(missing_ok=True)
+                    if imported.picture is not None or _ending(before) not in PICTURES:
+                        (self.folder / before).unlink(missing_ok=True)
                     self._forget(before)
+            side = self._portray(path, imported, beside)
             if id == imported.persona.id:  # else a nameless one is called by its new id
-                self._enter(path, imported, None)
-                self._seen[path.name] = _stamp(path, None)
+                self._enter(path, imported, side)
+                self._seen[path.name] = _stamp(path, side)
             else:
-                self._read(path, _stamp(path, None), None)
+                self._read(path, _stamp(path, side), side)
             return Added(
                 "replaced" if known else "added", self._entries[path.name], imported.avatar
             )
@@ -307,6 +315,20 @@ class Shelf:
                 except FileExistsError:
                     pass  # another process was faster
             number += 1
+
+    def _portray(self, path: Path, imported: ImportedCard, beside: Path | None) -> str | None:
+        """The name of the picture beside a card that was just written; one that has its own
+        needs none."""
+        sides = [path.with_suffix(ending) for ending in PICTURES if ending != path.suffix]
+        there = [side for side in sides if side.exists()]
+        if imported.picture is not None:
+            for side in there:
+                side.unlink(missing_ok=True)
+            return None
+        if beside is not None:
+            raw = _bytes(beside, self._limits.file_bytes)
+            return self._put(raw, path.stem, _ending(beside.name), exclusive=False).name
+        return there[0].name if there else None
 
     def _put(self, raw: bytes, id: str, ending: str, *, exclusive: bool) -> Path:
         """Whole or not at all: nobody who looks into the folder finds half a file."""

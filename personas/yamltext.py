@@ -24,7 +24,7 @@ def load_yaml(text: str, limits: ImportLimits) -> JsonValue:
     `bad_yaml` (`where` is `line:column`), also for anchors, aliases and keys that are no text.
     """
     # Here, so that importing the room stays light.
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     if len(text) > limits.yaml_bytes:
         message = f"the YAML has {len(text)} characters, more than {limits.yaml_bytes}"

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import ipaddress
+import os
+import shutil
 import socket
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+from tests.redis_server import RedisServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # A machine that is busy with other things is no defect.
 settings.register_profile("greenroom", deadline=None, max_examples=60)
@@ -45,3 +53,16 @@ def no_outside_world(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
     monkeypatch.setattr(socket.socket, "connect_ex", guarded_ex)
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A real Redis server; without the program the test is skipped, or fails where it must run."""
+    if shutil.which("redis-server") is None:
+        if os.environ.get("TEST_REQUIRE_REDIS"):
+            pytest.fail("redis-server is not installed")
+        pytest.skip("redis-server is not installed")
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()

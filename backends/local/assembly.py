@@ -24,6 +24,7 @@ from kvstore.disk import DiskTier
 from kvstore.host import HostTier
 from kvstore.null import NullStore
 from kvstore.policy import Policy
+from kvstore.remote import RemoteTier
 from kvstore.tiered import TieredStore
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from backends.local.progress import Progress
     from backends.local.settings import EngineSettings
     from backends.local.template import Template
-    from kvstore.api import Layout, PrefixStore
+    from kvstore.api import Layout, PrefixStore, Tier
 
 __all__ = ["Assembled", "assemble"]
 
@@ -127,9 +128,17 @@ def _open_store(
 ) -> PrefixStore:
     match settings.store:
         case "tiered":
-            host = HostTier(settings.host_bytes)
-            disk = DiskTier(settings.data_dir / "kv", settings.disk_bytes)
-            return TieredStore(layout, device, host, (disk,), policy=policy)
+            host = HostTier(settings.host_bytes, tenant_bytes=settings.tenant_bytes)
+            slower: list[Tier] = []
+            if settings.remote_url:
+                remote = RemoteTier(
+                    settings.remote_url,
+                    deadline=settings.remote_deadline_ms / 1e3,
+                    ttl_seconds=settings.remote_ttl_seconds,
+                )
+                slower.append(remote)
+            slower.insert(0, DiskTier(settings.data_dir / "kv", settings.disk_bytes))
+            return TieredStore(layout, device, host, slower, policy=policy)
         case "none":
             return NullStore()
         case other:

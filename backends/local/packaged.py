@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from backends.local.progress import Progress
 
-__all__ = ["MANIFEST", "PACKAGED", "PackagedModel", "prepare", "verify"]
+__all__ = ["MANIFEST", "PACKAGED", "PackagedModel", "prepare", "verify", "write_source"]
 
 MANIFEST = "greenroom.json"
 _FORMAT = 1
@@ -157,7 +157,7 @@ def _build(model: PackagedModel, target: Path, progress: Progress) -> None:
     work = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     try:
         source = work / "source.gguf"
-        _assemble(model, source, progress)
+        write_source(model, source, progress)
         with GGUFFile(source) as file:
             written = convert(file, work, f"Converting {model.name}", progress)
         source.unlink()
@@ -179,8 +179,8 @@ def _build(model: PackagedModel, target: Path, progress: Progress) -> None:
         raise
 
 
-def _assemble(model: PackagedModel, target: Path, progress: Progress) -> None:
-    """Joins the packaged pieces to one file and checks its SHA-256."""
+def write_source(model: PackagedModel, target: Path, progress: Progress) -> None:
+    """Joins the packaged pieces to one GGUF file and checks its SHA-256."""
     paths = [_locate(model, package, inside) for package, inside in model.files]
     total = sum(path.stat().st_size for path in paths)
     digest = hashlib.sha256()

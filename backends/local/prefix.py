@@ -236,7 +236,7 @@ class Prefixes:
     def retire(self, tenant: str, conversation: str) -> None:
         """Somebody left: their blocks are the first to go from device and memory."""
         space = self._space_of(tenant)
-        tag = owner_tag(space, f"conversation:{conversation}")
+        tag = owner_tag(space.tenant_salt, f"conversation:{conversation}")
         self._device.retire(space.digest(), tag)
         self._store.retire(space.digest(), tag)
 
@@ -246,7 +246,7 @@ class Prefixes:
         `done(deleted, problem)`: problem is "" when nothing of them is left.
         """
         space = self._space_of(tenant)
-        tag = None if owner is None else owner_tag(space, owner)
+        tag = None if owner is None else owner_tag(space.tenant_salt, owner)
         for name in list(self._last):
             if name[0] == tenant and owner in (None, f"conversation:{name[1]}"):
                 del self._last[name]
@@ -276,7 +276,7 @@ class Prefixes:
         )
 
     def _tag(self, tenant: str, name: str) -> bytes:
-        return owner_tag(self._space_of(tenant), name)
+        return owner_tag(self._space_of(tenant).tenant_salt, name)
 
     def _adopt(self, prefix: Prefix, match: Match, kv: SequenceKV) -> bool:
         """Gives `kv` the pages of the match; False when one of them was evicted meanwhile."""

@@ -20,7 +20,8 @@ class EngineSettings:
     `context` caps the model's own context length, in tokens. `step_tokens` is the budget of one
     scheduling step: decodes first, the rest for chunks of prefill. `store` is `tiered` or `none`.
     `device_bytes` is the pool of KV pages that attention reads; `host_bytes` and `disk_bytes`
-    bound what lies behind it.
+    bound what lies behind it, `tenant_bytes` what one tenant may have of host memory (0: all).
+    `remote_url` is a Redis or Valkey server shared with other engines, or empty.
     """
 
     data_dir: Path
@@ -34,3 +35,7 @@ class EngineSettings:
     device_bytes: int = 512 << 20
     host_bytes: int = 1 << 30
     disk_bytes: int = 4 << 30
+    tenant_bytes: int = 0
+    remote_url: str = ""
+    remote_deadline_ms: int = 250
+    remote_ttl_seconds: int = 7 * 86400

@@ -115,6 +115,21 @@ def test_import_a_folder(place: Path, cards: Said) -> None:
     assert "8 unchanged" in cards.out
 
 
+def test_portraits_beside(place: Path, cards: Said) -> None:
+    """A picture beside a JSON comes along; alone in a folder it is no error, asked for it is."""
+    many = place / "many"
+    many.mkdir()
+    (many / "ada.json").write_bytes(makers.card())
+    for name in ("ada.png", "other.png"):
+        (many / name).write_bytes(makers.png())
+    assert cards("import", many) == 0
+    assert "other.png: skipped (no_card): just a picture" in cards.out
+    library = Library.open(place / "data" / "personas")
+    assert library.avatar("ada") is not None
+    assert cards("import", many / "other.png") == 1
+    assert "refused (no_card)" in cards.out
+
+
 def test_check_takes_nothing_in(place: Path, cards: Said) -> None:
     """--check reads everything, the picture too, and writes nothing."""
     (place / "a.png").write_bytes(makers.png(makers.text(makers.card())))
@@ -247,6 +262,9 @@ def test_new_lint_import(place: Path, cards: Said) -> None:
     assert "Tom Ash (tom-ash.json): clean" in cards.out
     assert "estimated from their length" in cards.out
     assert "permanent text in every prompt" in cards.out
+    assert "---" not in cards.out
+    assert cards("lint", "--prompt", "tom-ash.json") == 0
+    assert cards.out.endswith("Hello.\n")
     assert cards("new", "Tom Ash") == 2
     assert cards("import", "tom-ash.json") == 0
 

@@ -124,7 +124,7 @@ async def test_follow(
     (folder / "ada.json").write_bytes(card())
     await until(1)
     async with asyncio.timeout(10):
-        while not await characters.revisions.of("ada"):
+        while not await characters.revisions.of("ada"):  # noqa: ASYNC110 - polls
             await asyncio.sleep(0.01)
     os.rename(folder, tmp_path / "away")
     await asyncio.sleep(0.05)

@@ -29,7 +29,7 @@ def commands(of: argparse.ArgumentParser | None = None) -> dict[str, argparse.Ar
 def test_every_option_has_help() -> None:
     """No option and no command is without a text."""
     groups = {name.partition(" ")[0] for name in commands()}
-    assert groups == {"run", "chat", "prepare", "cards", "chats"}
+    assert groups == {"run", "chat", "prepare", "cards", "chats", "kv"}
     for command in [parser(), *commands().values()]:
         assert command.description
         for action in command._actions:

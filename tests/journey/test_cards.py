@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 import pytest
+import sqlalchemy as sa
+from alembic import command
+from yarl import URL
 
 import gateway.characters
 from gateway.app import serve
+from gateway.migrations import settings as alembic_settings
 from gateway.protocol import ChatOpen
 from gateway.testing import PromptedBackend, connected
 from personas.importer import ImportedCard, read_any
@@ -170,6 +174,18 @@ async def test_no_multipart(web: aiohttp.ClientSession) -> None:
         async with ask as answer:
             assert answer.status == 422
             assert (await answer.json())["error"]["code"] == "no_file"
+
+
+async def test_odd_ids(web: aiohttp.ClientSession, server: Server) -> None:
+    """An id that is no slug is refused; nothing is written or read outside the folder."""
+    for path in ("..%2F..%2Fescaped", "..%2Ftess", "a%00b", "A"):
+        url = URL(f"{server.url}v1/personas/{path}", encoded=True)
+        async with web.put(url, data=form(("a.json", makers.card()))) as answer:
+            assert answer.status in (400, 422)
+        for ask in (web.get(url / "avatar"), web.get(url / "export"), web.delete(url)):
+            async with ask as answer:
+                assert answer.status in (400, 404)
+    assert not [*server.parts.folder.parent.rglob("escaped*")]
 
 
 async def test_foreign_page(web: aiohttp.ClientSession) -> None:
@@ -361,3 +377,42 @@ async def test_remove(web: aiohttp.ClientSession) -> None:
         async with web.delete(path) as answer:
             assert answer.status == status
     assert "maren" in await listed(web)
+
+
+async def test_chats_of_an_older_release(config: Config, backend: PromptedBackend) -> None:
+    """A chat from before there were revisions goes on with the character as it is now."""
+    path = config.data.folder / "conversations.sqlite"
+    engine = sa.create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        old = alembic_settings()
+        old.attributes["connection"] = connection
+        command.upgrade(old, "0002")
+        connection.exec_driver_sql(
+            "INSERT INTO chats (id, persona_id, persona_revision, persona_name, user, preview,"
+            " created, updated) VALUES ('c_1', 'tess', 'lost', 'Tess', 'You', '', 1, 1)"
+        )
+        connection.exec_driver_sql(
+            "INSERT INTO messages (id, chat, position, role, name, text, status, created)"
+            " VALUES ('m_1', 'c_1', 0, 'assistant', 'Tess', 'Mind the step.', 'complete', 1)"
+        )
+        connection.exec_driver_sql("UPDATE chats SET head = 'm_1'")
+    engine.dispose()
+    server = await serve(config, backend=backend)
+    try:
+        async with connected(server.url) as client:
+            await client.subscribe("c_1")
+            await client.say("c_1", "Which one?")
+            reply(backend, "The third.")
+            await client.end()
+        said = [message.text for message in backend.turns[0].messages]
+        assert "Tess tests doors" in said[0]
+        assert said[-2:] == ["Mind the step.", "Which one?"]
+        async with aiohttp.ClientSession(server.url) as web:
+            async with web.get("/v1/chats") as answer:
+                assert (await answer.json())["data"][0]["newer"] is True
+            async with web.put("/v1/chats/c_1/revision") as answer:
+                assert answer.status == 200
+            async with web.get("/v1/chats") as answer:
+                assert (await answer.json())["data"][0]["newer"] is False
+    finally:
+        await server.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import runpy
@@ -243,4 +244,29 @@ def test_generation_that_will_not_go(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.undo()
     tier.purge(Scope(mine[0].key.prefix.space))
     assert not holds(tmp_path, mine[0].key.prefix.space)
+    tier.close()
+
+
+@pytest.mark.parametrize("nowait", ["as it is", "never", "not supported"])
+def test_what_is_not_in_memory_is_fetched_from_the_disk(
+    tmp_path: Path, nowait: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restore whose bytes the system has dropped from memory is as right as any."""
+    mine = filled(tmp_path)
+    tier = DiskTier(tmp_path, ROOM)
+    with (tmp_path / "gen-00000001" / "records").open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    read = os.preadv
+
+    def refusing(fd: int, into: list[memoryview], at: int, flags: int = 0) -> int:
+        if flags:
+            raise OSError(errno.EAGAIN if nowait == "never" else errno.EOPNOTSUPP, "no")
+        return read(fd, into, at)
+
+    if nowait != "as it is":
+        monkeypatch.setattr("os.preadv", refusing)
+    assert got(tier, mine) == mine
+    stats = tier.stats()
+    assert (stats.hits, stats.misses, stats.damaged) == (len(mine), 0, 0)
     tier.close()

@@ -81,7 +81,7 @@ def churn(folder: Path, seconds: float) -> None:
         before, after = (max(t[name] for t in run) for run in (taken[:half], taken[half:]))
         assert after <= 1.15 * before + (4 << 20 if "rss" in name else 4), (name, before, after)
     assert max(t["file_bytes"] for t in taken) < 1.1 * QUOTA
-    assert max(t["files"] for t in taken) <= 4 + 2 * (GENERATIONS + 2)
+    assert max(t["files"] for t in taken) <= 4 + 2 * (2 * GENERATIONS + 1)
     assert max(t["readers"] for t in taken) == 0
 
 

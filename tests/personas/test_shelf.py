@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +18,8 @@ from tests.personas import makers
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from personas.persona import JsonValue
 
 
 def names(folder: Path) -> list[str]:
@@ -141,6 +144,25 @@ def test_replace(tmp_path: Path) -> None:
     assert shelf.look() == Look()
 
 
+def test_replace_keeps_the_picture(tmp_path: Path) -> None:
+    """A newer JSON does not cost a character its picture; a newer picture takes its place."""
+    shelf = Shelf(tmp_path)
+    shelf.add(makers.png(makers.text(makers.card())))
+    shelf.add(makers.card(description="Newer."), replace_id="ada")
+    assert names(tmp_path) == ["ada.json", "ada.png"]
+    assert shelf.entries["ada"].picture == tmp_path / "ada.png"
+    assert shelf.entries["ada"].persona.description == "Newer."
+    assert shelf.look() == Look()
+    (tmp_path / "side.svg").write_text("<svg/>")
+    with_side = makers.card(description="Drawn.")
+    shelf.add(with_side, replace_id="ada", beside=tmp_path / "side.svg")
+    (tmp_path / "side.svg").unlink()
+    assert shelf.entries["ada"].picture == tmp_path / "ada.svg"
+    shelf.add(makers.png(makers.text(makers.card(description="Last."))), replace_id="ada")
+    assert names(tmp_path) == ["ada.png"]
+    assert shelf.look() == Look()
+
+
 def test_add_what_has_no_ending(tmp_path: Path) -> None:
     """A Character.AI definition is kept as the card that was made of it."""
     shelf = Shelf(tmp_path)
@@ -164,6 +186,48 @@ def test_refused(tmp_path: Path, raw: bytes, code: str) -> None:
         Shelf(tmp_path).add(raw, "x.json")
     assert refused.value.code == code
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("id", ["../x", "/x", "a/b", "a.b", "", ".", "A", "a\0", "x" * 500])
+def test_bad_id(tmp_path: Path, id: str) -> None:
+    """An id that is no slug names no file, least of all one elsewhere."""
+    folder = tmp_path / "in" / "here"
+    folder.mkdir(parents=True)
+    with pytest.raises(CardError) as refused:
+        Shelf(folder).add(makers.card(), replace_id=id)
+    assert refused.value.code == "bad_id"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.slow
+def test_speed(tmp_path: Path) -> None:
+    """Two hundred typical cards a second are taken in on one core, pictures left as they are."""
+    words = [f"lantern{n}" for n in range(10)]
+    entries: JsonValue = [
+        {"keys": [f"{words[n % 10]}{n}"], "content": " ".join(words * 5), "extensions": {}}
+        for n in range(12)
+    ]
+    pictures = makers.chunk(b"juNk", os.urandom(500_000))  # as large as a picture is
+    files = [
+        makers.png(
+            makers.text(
+                makers.card(
+                    name=f"Card {n}",
+                    description=" ".join(words * 40),
+                    mes_example=" ".join(words * 10),
+                    alternate_greetings=[" ".join(words * 10)] * 2,
+                    character_book={"entries": entries},
+                )
+            ),
+            pictures,
+        )
+        for n in range(100)
+    ]
+    shelf = Shelf(tmp_path)
+    began = time.process_time()
+    for raw in files:
+        assert shelf.add(raw, with_avatar=False).state == "added"
+    assert len(files) / (time.process_time() - began) >= 200
 
 
 def test_unwritable(tmp_path: Path) -> None:

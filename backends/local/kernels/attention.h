@@ -69,8 +69,7 @@ inline void dots(const int16_t* const* q, int dim, const PageView& page, int beg
       for (int j = 0; j < 4; ++j) {
         __m256i k = _mm256_cvtepi8_epi16(
             _mm_loadu_si128(reinterpret_cast<const __m128i*>(key + j * page.stride + d)));
-        for (int i = 0; i < N; ++i)
-          sum[i][j] = _mm256_add_epi32(sum[i][j], _mm256_madd_epi16(k, c[i]));
+        for (int i = 0; i < N; ++i) add_products(sum[i][j], k, c[i]);
       }
     }
     for (int i = 0; i < N; ++i) {
@@ -96,11 +95,9 @@ inline void mix(const int16_t (*weights)[kPage], const float* step, int dim,
       __m256i v0 = _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(a, b));
       __m256i v1 = _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(a, b));
       for (int i = 0; i < N; ++i) {
-        int32_t pair;
-        std::memcpy(&pair, weights[i] + s, 4);
-        __m256i w = _mm256_set1_epi32(pair);
-        low[i] = _mm256_add_epi32(low[i], _mm256_madd_epi16(v0, w));
-        high[i] = _mm256_add_epi32(high[i], _mm256_madd_epi16(v1, w));
+        __m256i pair = broadcast_pair(weights[i] + s);
+        add_products(low[i], v0, pair);
+        add_products(high[i], v1, pair);
       }
     }
     for (int i = 0; i < N; ++i) {

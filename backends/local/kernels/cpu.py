@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import mmap
 import os
 import platform
 import shutil
@@ -47,6 +48,7 @@ _VARIANTS = {
 
 _BLOCK = 16  # outputs in a block of packed weights
 _MAX_DIM = 512
+_LINE, _HUGE = 64, 1 << 21  # bytes of a cache line and of a huge page
 _COMPILE_TIMEOUT_S = 300
 
 
@@ -210,6 +212,25 @@ class CpuKernels:
         return all(size % _BLOCK == 0 for size in sizes) and config.head_dim <= _MAX_DIM
 
 
+class _Arena:
+    """Memory for weights in huge pages where the system gives them: fewer misses, faster reads."""
+
+    def __init__(self, size: int) -> None:
+        self._region = mmap.mmap(-1, size + _HUGE)
+        with contextlib.suppress(OSError, AttributeError):
+            self._region.madvise(mmap.MADV_HUGEPAGE)
+        self._bytes = torch.frombuffer(self._region, dtype=torch.uint8)
+        self._used = -self._bytes.data_ptr() % _HUGE
+
+    def put(self, codes: Tensor) -> int:
+        """Copies an int8 tensor in; its address."""
+        size = codes.numel()
+        into = self._bytes[self._used : self._used + size]
+        into.copy_(codes.reshape(-1).view(torch.uint8))
+        self._used += size + -size % _LINE
+        return into.data_ptr()
+
+
 class CpuSteps:
     """Implements `Steps` with the kernels; equal to `Int8Steps` bit for bit.
 
@@ -226,6 +247,7 @@ class CpuSteps:
         self._keep: list[object] = []  # what the structs below point into
         self._ropes = RopeTables(config)
         self._places = places(config.kv_layout("int8"))
+        self._arena = _Arena(_packed_bytes(model))
         layers = (_Layer * len(model.layers))(
             *(self._layer(index, layer) for index, layer in enumerate(model.layers))
         )
@@ -318,7 +340,7 @@ class CpuSteps:
         outputs, inputs = linear.codes.shape
         padding = -outputs % _BLOCK
         return _Linear(
-            self._address(_packed(F.pad(linear.codes, (0, 0, 0, padding)))),
+            self._arena.put(_packed(F.pad(linear.codes, (0, 0, 0, padding)))),
             self._address(F.pad(linear.scale, (0, padding))),
             outputs,
             inputs,
@@ -331,6 +353,14 @@ class CpuSteps:
         tensor = tensor.contiguous()
         self._keep.append(tensor)
         return tensor.data_ptr()
+
+
+def _packed_bytes(model: QuantModel) -> int:
+    """An upper bound of what the packed weights take."""
+    linears = [model.embedding] if model.head is model.embedding else [model.embedding, model.head]
+    for layer in model.layers:
+        linears += [layer.qkv, layer.out, layer.gate_up, layer.down]
+    return sum((len(one.scale) + _BLOCK) * one.codes.shape[1] + _LINE for one in linears)
 
 
 def _packed(codes: Tensor) -> Tensor:

@@ -14,10 +14,8 @@ constexpr int kBlock = 16;
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 constexpr int kTileRows = 12;
 #else
-constexpr int kTileRows = 5;
+constexpr int kTileRows = 6;
 #endif
-
-#define GREENROOM_INLINE inline __attribute__((always_inline))
 
 // The running sums of R rows against one block. A struct in a struct, not an array: GCC keeps its
 // members in registers.
@@ -47,12 +45,9 @@ struct Sums {
 
   GREENROOM_INLINE void add(const int16_t* x, int64_t stride, __m256i w0, __m256i w1) {
     rest.add(x, stride, w0, w1);
-    int32_t pair;
-    std::memcpy(&pair, x + (R - 1) * stride, 4);
-    __m256i b = _mm256_set1_epi32(pair);
-    low = _mm256_add_epi32(low, _mm256_madd_epi16(w0, b));
-    high = _mm256_add_epi32(high, _mm256_madd_epi16(w1, b));
-    asm volatile("" ::: "memory");  // or GCC loads all rows first and spills the sums
+    __m256i pairs = broadcast_pair(x + (R - 1) * stride);
+    add_products(low, w0, pairs);
+    add_products(high, w1, pairs);
   }
 
   GREENROOM_INLINE void scaled(const float* row_scale, const float* scale,

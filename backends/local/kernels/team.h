@@ -1,11 +1,12 @@
 // Threads that walk through the phases of a step together.
 //
 // Work is handed out in small pieces, so that a thread whose core was taken away holds the others
-// up by one piece at most; who waits spins for a few microseconds, then sleeps and leaves the core
-// to whoever has work.
+// up by one piece at most; who waits spins for a few microseconds, then offers its core to others,
+// then sleeps.
 #pragma once
 
 #include <immintrin.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <atomic>
@@ -36,7 +37,7 @@ class Team {
   int size() const { return size_; }
 
  private:
-  static constexpr int kSpins = 4000;
+  static constexpr int kSpins = 200, kYields = 100;
 
   void wait() {
     uint32_t phase = phase_.load(std::memory_order_acquire);
@@ -50,6 +51,10 @@ class Team {
     for (int i = 0; i < kSpins; ++i) {
       if (phase_.load(std::memory_order_acquire) != phase) return;
       _mm_pause();
+    }
+    for (int i = 0; i < kYields; ++i) {
+      if (phase_.load(std::memory_order_acquire) != phase) return;
+      sched_yield();  // the thread waited for may be queued on this very core
     }
     phase_.wait(phase, std::memory_order_acquire);
   }

@@ -14,6 +14,25 @@ constexpr int kPage = 64;        // tokens of a KV page
 constexpr int kWide = 32767;     // 16-bit codes of queries and attention weights
 constexpr float kTiny = 1e-30f;  // rows no larger than this are zeros
 
+#define GREENROOM_INLINE inline __attribute__((always_inline))
+
+// sum += a * b, pairs of 16-bit products added. In assembly because GCC gives the new sum another
+// register than the old one, and then has too few.
+GREENROOM_INLINE void add_products(__m256i& sum, __m256i a, __m256i b) {
+  __m256i product;
+  asm("vpmaddwd %[a], %[b], %[product]\n\tvpaddd %[product], %[sum], %[sum]"
+      : [sum] "+x"(sum), [product] "=&x"(product)
+      : [a] "x"(a), [b] "x"(b));
+}
+
+// Two 16-bit codes in every 32-bit lane. Volatile, or GCC loads ahead until registers run out.
+GREENROOM_INLINE __m256i broadcast_pair(const int16_t* pair) {
+  typedef int32_t __attribute__((may_alias)) Pair;
+  __m256i out;
+  asm volatile("vpbroadcastd %1, %0" : "=x"(out) : "m"(*reinterpret_cast<const Pair*>(pair)));
+  return out;
+}
+
 inline __m256 exp8(__m256 x) {
   const __m256 low = _mm256_set1_ps(-86.0f);
   __m256 cut = _mm256_min_ps(_mm256_max_ps(x, low), _mm256_set1_ps(88.0f));

@@ -20,7 +20,8 @@ from backends.testing import turn as small_turn
 from kvstore.disk import DiskTier
 from kvstore.host import HostTier
 from kvstore.null import NullStore
-from kvstore.testing import FarTier, settle
+from kvstore.remote import RemoteTier
+from kvstore.testing import settle
 from kvstore.tiered import TieredStore
 from tests.backends.local.rig import Heard, Rig, finished
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from backends.local.checkpoint import LoadedModel
     from backends.local.kernels.cpu import CpuKernels
     from backends.local.model import Chunk
+    from tests.redis_server import RedisServer
 
 STORY = (
     "The lamp had gone out twice that night, and twice she had climbed the hundred and nine steps "
@@ -86,8 +88,10 @@ def said(
     return list(done.sampled.ids), rows, dict(done.usage.cached_by_tier)
 
 
-def test_warm_equals_cold_bit_for_bit(real: LoadedModel, tmp_path: Path) -> None:
-    """Recomputed, from device, memory, disk and afar, alone and in a batch of 8: the same bits."""
+def test_warm_equals_cold_bit_for_bit(
+    real: LoadedModel, tmp_path: Path, redis_server: RedisServer
+) -> None:
+    """The same bits recomputed, from device, memory, disk and Redis, alone and in a batch of 8."""
     turn = asked("What did you see from the gallery?", 14, "a")
     others = [asked(f"And on day {n}? " * n, n % 5, f"other-{n}") for n in range(1, 8)]
     cold = Rig(real, store=NullStore(), context=2048)
@@ -96,14 +100,14 @@ def test_warm_equals_cold_bit_for_bit(real: LoadedModel, tmp_path: Path) -> None
     assert len(ids) > 1
 
     device = arena(real.config, 8 * 2048, kv_dtype=real.decoder.kv_dtype)
-    host, far = HostTier(1 << 30), FarTier(HostTier(1 << 30))
+    host, far = HostTier(1 << 30), RemoteTier(redis_server.url, deadline=10.0)
     disk = DiskTier(tmp_path, 1 << 30)
     store = TieredStore(device.layout, device, host, (disk, far))
     warm = Rig(real, store=store, device=device, context=2048)
     said(warm, real, turn)
     settle(store)
     near = (device, host, disk)
-    for lost, name in enumerate(("device", "host", "disk", "far")):
+    for lost, name in enumerate(("device", "host", "disk", "remote")):
         for company in ((), tuple(others)):
             for tier in near[:lost]:
                 tier.discard(tier.held())

@@ -1,0 +1,211 @@
+"""Tokens per second of the engine on this CPU, beside llama.cpp's on the same prompts' lengths.
+
+Ours is end to end through `Engine.step`: scheduling, the model, greedy sampling, detokenising.
+llama.cpp runs in a Python of its own (`--llama-python`), in the quantisation that is best for each
+figure. A peer that is not there has no key; the reason is printed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from backends.api import Message, Role, Sampling, Turn
+from backends.local.assembly import assemble
+from backends.local.model_config import ModelConfig
+from backends.local.packaged import PACKAGED, prepare, write_source
+from backends.local.progress import NoProgress
+from backends.local.settings import EngineSettings
+from benchmarks.quality import TEXT
+
+if TYPE_CHECKING:
+    import argparse
+
+    from backends.api import TurnEvent
+    from backends.errors import BackendError
+    from backends.local.assembly import Assembled
+
+MODELS = {"smollm2": "smollm2-135m-instruct", "gemma": "gemma-3-270m"}
+CONTEXT, PREFILL, STREAMS = 1000, 1024, 16
+PEER = Path(__file__).parent / "peer_llama.py"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what only this benchmark takes."""
+    parser.add_argument("--data", type=Path, default=Path("data"), help="data folder for weights")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--repeats", type=int, default=5, help="runs of which the median counts")
+    parser.add_argument("--steps", type=int, default=24, help="tokens of each decode run")
+    parser.add_argument(
+        "--llama-python",
+        default=os.environ.get("LLAMA_PYTHON", sys.executable),
+        help="a Python that has llama-cpp-python",
+    )
+
+
+async def run(args: argparse.Namespace) -> dict[str, object]:
+    """Our figures, the peers' and their ratios (`decode_b1_smollm2` …); see docs/engine.md."""
+    base = _peak_mib()
+    if args.smoke:
+        args.repeats, args.steps = 1, 2
+    bandwidth = measure_bandwidth(args.threads)
+    ours: dict[str, float] = {}
+    peers: dict[str, dict[str, float]] = {}
+    for short, name in list(MODELS.items())[: 1 if args.smoke else None]:
+        figures = measure(name, args)
+        ours |= {f"{key}_{short}": value for key, value in figures.items()}
+        ours[f"roof_b1_{short}"] = figures["decode_b1"] * _weight_bytes(name, args) / bandwidth
+        ours[f"peak_mib_{short}"] = _peak_mib() - base
+        for kind, rates in ({} if args.smoke else run_llama(name, args)).items():
+            for key, value in rates.items():
+                peers.setdefault(f"{key}_{short}", {})[f"llama.cpp {kind}"] = value
+        print(f"{name}: {figures}", flush=True)
+    return {
+        "bandwidth_gb_s": bandwidth / 1e9,
+        "threads": args.threads,
+        "ours": ours,
+        "peers": peers,
+        "ratios": {key: ours[key] / max(rates.values()) for key, rates in peers.items()},
+    }
+
+
+def measure(name: str, args: argparse.Namespace) -> dict[str, float]:
+    """Tokens per second of one model: prefill, decode of one stream and of sixteen together."""
+    settings = EngineSettings(
+        data_dir=args.data,
+        model=name,
+        threads=args.threads,
+        context=2048,
+        max_running=STREAMS,
+        step_tokens=512,
+        store="none",
+    )
+    made = assemble(settings, NoProgress())
+    rates = [_prefill(made) for _ in range(args.repeats)]
+    return {
+        "prefill": statistics.median(rates),
+        "decode_b1": _decode(made, 1, args),
+        "decode_b16": _decode(made, STREAMS, args),
+    }
+
+
+def _turn(made: Assembled, tokens: int, number: int, reply: int) -> Turn:
+    """A turn whose prompt has `tokens` tokens, or a few less."""
+    words = TEXT.read_text().split()[number * 100 :]
+
+    def of(count: int) -> Turn:
+        return Turn(
+            id=f"t{number}",
+            messages=(Message(Role.USER, " ".join(words[:count])),),
+            stable=0,
+            speaker="Guide",
+            sampling=Sampling(temperature=0.0, max_tokens=reply),
+        )
+
+    low, high = 1, tokens
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = len(made.template.render(of(middle)).ids) <= tokens
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return of(low)
+
+
+def _ignore(event: TurnEvent | BackendError) -> None:
+    """Nobody listens."""
+
+
+def _submit(made: Assembled, tokens: int, number: int, reply: int) -> int:
+    turn = _turn(made, tokens, number, reply)
+    made.engine.submit(turn, _ignore)
+    return len(made.template.render(turn).ids)
+
+
+def _until_idle(made: Assembled) -> None:
+    while made.engine.step():
+        pass
+
+
+def _prefill(made: Assembled) -> float:
+    count = _submit(made, PREFILL, 0, 1)
+    begin = time.perf_counter()
+    _until_idle(made)
+    return count / (time.perf_counter() - begin)
+
+
+def _decode(made: Assembled, streams: int, args: argparse.Namespace) -> float:
+    """Streams that end early (a stop, the end of text) are counted for what they gave."""
+    engine = made.engine
+    for number in range(streams):
+        _submit(made, CONTEXT, number, (args.repeats + 2) * args.steps)
+    prompts = engine.stats().sampled_tokens + streams
+    while engine.stats().sampled_tokens < prompts:
+        engine.step()
+    rates = []
+    for _ in range(args.repeats):
+        before, begin = engine.stats().sampled_tokens, time.perf_counter()
+        for _ in range(args.steps):
+            engine.step()
+        given = engine.stats().sampled_tokens - before
+        rates.append(given / (time.perf_counter() - begin))
+    _until_idle(made)
+    return statistics.median(rates)
+
+
+def measure_bandwidth(threads: int) -> float:
+    """Bytes per second at which this process reads memory: the best of ten sums of 512 MiB."""
+    torch.set_num_threads(threads)
+    data = torch.ones(1 << 27)
+    best = 0.0
+    for _ in range(10):
+        begin = time.perf_counter()
+        data.sum()
+        best = max(best, data.nbytes / (time.perf_counter() - begin))
+    return best
+
+
+def _weight_bytes(name: str, args: argparse.Namespace) -> float:
+    """int8 bytes of all weights that one token reads: the head, but of the embedding one row."""
+    folder = prepare(name, args.data, NoProgress())
+    config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text()))
+    sizes = [a * b for a, b in (s for s in config.tensor_shapes().values() if len(s) == 2)]
+    return float(sum(sizes) - (0 if config.tie_embeddings else config.vocab_size))
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def run_llama(name: str, args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """llama.cpp's figures by quantisation; empty, with the reason printed, where it is missing."""
+    work = args.data / "peers"
+    work.mkdir(parents=True, exist_ok=True)
+    source = work / f"{name}.gguf"
+    if not source.is_file():
+        write_source(PACKAGED[name], source, NoProgress())
+    command = [
+        args.llama_python,
+        str(PEER),
+        str(source),
+        *("--work", str(work)),
+        *("--threads", str(args.threads)),
+        *("--prefill", str(PREFILL)),
+        *("--context", str(CONTEXT)),
+        *("--streams", str(STREAMS)),
+        *("--steps", str(args.steps)),
+        *("--repeats", str(args.repeats)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"no llama.cpp: {done.stderr.strip().splitlines()[-1:]}")
+        return {}
+    found: dict[str, dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
+    return found
