@@ -230,13 +230,15 @@ class Match:
     `by_tier` says how many of the tokens each tier serves, a token counting for the slowest tier
     that any of its blocks comes from; it sums to `length`. `miss` says why the match is not longer:
     `cold` (nothing of this prefix was ever here), `evicted` or `window_evicted` (a longer one was,
-    and a global or a local block of it is gone), `damaged`, or `""` (the rest was never seen).
+    and a global or a local block of it is gone), `damaged`, `slow`, `no_room`, or `""` (the rest
+    was never seen). `tiers` is the store's own note of where each of `blocks` was.
     """
 
     length: int
     blocks: tuple[BlockKey, ...] = ()
     by_tier: tuple[tuple[str, int], ...] = ()
     miss: str = ""
+    tiers: tuple[int, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["DeviceRoom", "DeviceTier", "slot_counts"]
 
 TYPICAL_TOKENS = 4096
+PAGE = 4096
 
 
 def slot_counts(layout: Layout, max_bytes: int) -> dict[int, int]:
@@ -86,8 +87,7 @@ class DeviceTier:
         for group in layout.groups:
             shape = (slots[group.id], layout.block_tokens * group.bytes_per_token)
             if self._on_cpu:
-                # calloc: memory that nobody has written yet costs nothing.
-                self._arrays[group.id] = array = np.zeros(shape, np.uint8)
+                self._arrays[group.id] = array = _aligned(shape)
                 self.pages[group.id] = torch.from_numpy(array)
             else:
                 self.pages[group.id] = torch.zeros(shape, dtype=torch.uint8, device=self.device)
@@ -298,6 +298,18 @@ class DeviceTier:
             evicted=c.evicted + evicted,
             refused=c.refused + refused,
         )
+
+
+def _aligned(shape: tuple[int, int]) -> Bytes:
+    """Zeros at the start of a page of memory.
+
+    calloc's: memory that nobody has written yet costs nothing. numpy's own starts 16 bytes into a
+    page, and copies to there from a page's start run at a quarter of the speed on some machines.
+    """
+    size = shape[0] * shape[1]
+    raw = np.zeros(size + PAGE, np.uint8)
+    start = -raw.ctypes.data % PAGE
+    return raw[start : start + size].reshape(shape)
 
 
 class DeviceRoom:

@@ -121,7 +121,8 @@ class Planner:
 
     def match(self, plan: Plan) -> Match:
         """The plan as the engine sees it."""
-        return Match(plan.length, tuple(plan.tiers), self._by_tier(plan), plan.miss)
+        tiers = tuple(plan.tiers.values())
+        return Match(plan.length, tuple(plan.tiers), self._by_tier(plan), plan.miss, tiers)
 
     def _by_tier(self, plan: Plan) -> tuple[tuple[str, int], ...]:
         slowest: dict[int, int] = {}

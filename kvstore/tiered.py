@@ -24,6 +24,7 @@ import structlog
 
 from kvstore.api import Block, Loaded, Match, StoreStats, Ticket
 from kvstore.ends import Ends
+from kvstore.flights import Flights
 from kvstore.plan import Plan, Planner, Trouble
 from kvstore.policy import Policy
 from kvstore.writing import Writer
@@ -77,9 +78,9 @@ class TieredStore:
         self._ends = Ends(self._tiers)
         self._planner = Planner(layout, self._tiers, self._ends)
         self._writer = Writer(tuple(slower), queue_bytes, self._ends)
-        self._lock = threading.Lock()  # guards the next three
+        self._lock = threading.Lock()  # guards the next two
         self._sent: dict[BlockKey, None] = {}  # touched by the engine's thread alone
-        self._flights: dict[BlockKey, threading.Event] = {}
+        self._flights = Flights()
         self._closed = False
         self._offered = self._refused = 0
         self._tickets = itertools.count(1)
@@ -223,19 +224,55 @@ class TieredStore:
     ) -> None:
         began = time.perf_counter()
         try:
-            match = self._load(match, chain, room, boundaries)
+            trouble = Trouble()
+            whole = None if self._far else self._straight(match, chain, room, trouble)
+            match = whole or self._load(match, chain, room, boundaries, trouble)
         except Exception:
             # A cache may not end a reply, whatever a tier does.
             log.exception("kv_load_failed")
             match = Match(0, miss="damaged")
         self._done.put(Loaded(ticket, match, (time.perf_counter() - began) * 1e3))
-        used = (self._host.block(key) for key in match.blocks)
+        in_memory = zip(match.blocks, match.tiers, strict=True)
+        used = (self._host.block(key) for key, tier in in_memory if tier == 1)
         self._requeue([block for block in used if block is not None])
 
-    def _load(self, match: Match, chain: Chain, room: Room, boundaries: tuple[int, ...]) -> Match:
+    def _straight(self, match: Match, chain: Chain, room: Room, trouble: Trouble) -> Match | None:
+        """The match, brought just as it was found; None where anything is not as it was.
+
+        The common case, which `_load` does as well with more book-keeping.
+        """
+        lacking = [i for i, tier in enumerate(match.tiers) if tier]
+        keys = [match.blocks[i] for i in lacking]
+        buffers = room.take(keys)
+        if buffers is None:
+            return Match(0, miss="no_room")
+        planned = [match.tiers[i] for i in lacking]
+        for index in sorted(set(planned)):
+            part = [i for i, tier in enumerate(planned) if tier == index]
+            began = time.perf_counter()
+            try:
+                ids = self._tiers[index].fetch([keys[i] for i in part], [buffers[i] for i in part])
+            except Exception:
+                log.exception("kv_read_failed", tier=self._tiers[index].name)
+                trouble.tiers.add(index)
+                return None
+            if any(run != _ids(chain, keys[i]) for i, run in zip(part, ids, strict=True)):
+                return None
+            size = sum(len(buffers[i]) for i in part)
+            seconds = time.perf_counter() - began
+            self._policy.observe_restore(self._tiers[index].name, size, seconds)
+        return match
+
+    def _load(
+        self,
+        match: Match,
+        chain: Chain,
+        room: Room,
+        boundaries: tuple[int, ...],
+        trouble: Trouble,
+    ) -> Match:
         """Brings the match, or more, or the longest prefix that can be had; says what."""
-        trouble = Trouble()
-        tiers = {key: self._planner.tier_of(key, trouble) or 0 for key in match.blocks}
+        tiers = dict(zip(match.blocks, match.tiers, strict=True))
         plan = self._further(Plan(match.length, tiers, match.miss), chain, boundaries, trouble)
         have: dict[BlockKey, int] = {}
         while plan.length:
@@ -244,7 +281,9 @@ class TieredStore:
             buffers = room.take(lacking)
             if buffers is None:
                 return Match(0, miss="no_room")
-            have |= self._fetch(dict(zip(lacking, buffers, strict=True)), chain, trouble)
+            have |= self._fetch(
+                dict(zip(lacking, buffers, strict=True)), plan.tiers, chain, trouble
+            )
             bad = [key for key in lacking if key not in have]
             if not bad:
                 break
@@ -276,20 +315,30 @@ class TieredStore:
         return plan
 
     def _fetch(
-        self, buffers: dict[BlockKey, memoryview], chain: Chain, trouble: Trouble
+        self,
+        buffers: dict[BlockKey, memoryview],
+        planned: dict[BlockKey, int],
+        chain: Chain,
+        trouble: Trouble,
     ) -> dict[BlockKey, int]:
-        """Fills the buffers it can with right blocks; says from which tier each came."""
+        """Fills the buffers it can with right blocks; says from which tier each came.
+
+        Each tier is asked for what was `planned` from it, and for what faster ones then lacked.
+        """
         have: dict[BlockKey, int] = {}
+        left = [key for key in buffers if key not in trouble.keys]
         for index, tier in enumerate(self._tiers):
-            wanted = [key for key in buffers if key not in have and key not in trouble.keys]
+            wanted = [key for key in left if planned[key] <= index]
             if not index or not wanted or index in trouble.tiers:
                 continue
             try:
-                for keys in self._one_flight(index, wanted):
-                    self._fetch_from(index, keys, buffers, chain, have)
+                for at, keys in self._one_flight(index, wanted):
+                    if lacking := [key for key in keys if key not in have]:
+                        self._fetch_from(at, lacking, buffers, chain, have)
             except Exception:
                 log.exception("kv_read_failed", tier=tier.name)
                 trouble.tiers.add(index)
+            left = [key for key in left if key not in have]
         return have
 
     def _fetch_from(
@@ -314,28 +363,27 @@ class TieredStore:
             self._ends.learn(key.prefix for key in right)
             self._host.put([_block(key, buffers[key], chain) for key in keys if key in right])
 
-    def _one_flight(self, index: int, wanted: list[BlockKey]) -> Iterator[list[BlockKey]]:
-        """The keys to fetch now, then those that another restore was fetching meanwhile."""
+    def _one_flight(
+        self, index: int, wanted: list[BlockKey]
+    ) -> Iterator[tuple[int, list[BlockKey]]]:
+        """Which tier to ask for what: those that another restore is fetching come last.
+
+        They are in memory by then, unless that restore failed.
+        """
         if self._tiers[index].near:
-            yield wanted  # the page cache makes the second read cheap
+            yield index, wanted  # the page cache makes the second read cheap
             return
-        landed = threading.Event()
-        with self._lock:
-            others = {key: self._flights[key] for key in wanted if key in self._flights}
-            mine = [key for key in wanted if key not in others]
-            self._flights |= dict.fromkeys(mine, landed)
+        mine, others = self._flights.board(wanted)
         try:
             if mine:
-                yield mine
+                yield index, mine
         finally:
-            with self._lock:
-                for key in mine:
-                    del self._flights[key]
-            landed.set()
+            self._flights.land(mine)
         for flight in set(others.values()):
             flight.wait(self._close_seconds)
         if others:
-            yield list(others)
+            yield 1, list(others)
+            yield index, list(others)
 
     def _warm(self, chain: Chain, boundaries: tuple[int, ...]) -> None:
         try:
@@ -343,7 +391,7 @@ class TieredStore:
             lacking = [key for key, tier in plan.tiers.items() if tier > 1]
             sizes = (key.tokens * self._bytes_per_token[key.group] for key in lacking)
             buffers = {k: memoryview(bytearray(n)) for k, n in zip(lacking, sizes, strict=True)}
-            have = self._fetch(buffers, chain, Trouble())
+            have = self._fetch(buffers, plan.tiers, chain, Trouble())
             self._host.put([_block(key, buffers[key], chain) for key in lacking if key in have])
         except Exception:
             log.exception("kv_prefetch_failed")

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kvstore.api import Block, BlockKey, Match
+from kvstore.api import Block, BlockKey, Loaded, Match, Ticket
 from kvstore.disk import DiskTier
 from kvstore.host import HostTier
 from kvstore.keys import TokenChain
 from kvstore.null import NullTier
+from kvstore.policy import Policy
 from kvstore.testing import (
     LAYOUT,
     FailingTier,
+    FarTier,
     GatedTier,
     MemoryRoom,
     SlowTier,
     block,
+    blocks,
     bring,
     chain,
     check,
@@ -307,4 +311,59 @@ def test_ends_do_not_pile_up() -> None:
         keep(store, chain([n, n + 1, n + 2]), 3)
     settle(store)
     assert store._ends._known < 5000
+    store.close()
+
+
+def test_a_tier_too_slow_is_passed_over() -> None:
+    """What would take longer to restore than to compute is not part of a match, until it may be."""
+    policy = Policy()
+    slow = HostTier(ROOM)
+    slow.name = "slow"
+    host = HostTier(ROOM)
+    store = TieredStore(LAYOUT, NullTier(), host, [slow], policy=policy)
+    mine = chain(range(40))
+    keep(store, mine, 16)
+    keep(store, mine, 40)
+    settle(store)
+    host.discard([k for k in host.held() if k.prefix.length > 16])
+    assert store.match(mine).length == 40
+    policy.observe_prefill(40_000, 1.0)
+    policy.observe_restore("slow", 1 << 20, 1000.0)
+    match = store.match(mine)
+    assert (match.length, match.miss, match.by_tier) == (16, "slow", (("host", 16),))
+    policy.observe_restore("slow", 1 << 30, 0.001)
+    assert store.match(mine).length == 40
+    store.close()
+
+
+def test_one_flight_for_one_block() -> None:
+    """Two restores of the same far blocks at once cross the network once."""
+
+    class Counting(FarTier):
+        fetched = 0
+        began = threading.Event()
+        go = threading.Event()
+
+        def fetch(self, keys: Sequence[BlockKey], into: Sequence[memoryview]) -> list[bytes | None]:
+            self.fetched += len(keys)
+            self.began.set()
+            assert self.go.wait(10)
+            return super().fetch(keys, into)
+
+    mine = chain(range(24))
+    far = Counting(HostTier(ROOM))
+    far.put([block(key, mine) for key in (b.key for b in blocks(mine))])
+    store = TieredStore(LAYOUT, NullTier(), HostTier(ROOM), [far])
+    rooms = [MemoryRoom(), MemoryRoom()]
+    tickets = [store.load(store.match(mine), mine, room, (24,)) for room in rooms]
+    assert far.began.wait(10)
+    time.sleep(0.05)
+    far.go.set()
+    ended: dict[Ticket, Loaded] = {}
+    while len(ended) < 2:
+        ended |= {loaded.ticket: loaded for loaded in store.poll()}
+    for ticket, room in zip(tickets, rooms, strict=True):
+        check(ended[ticket], room, mine)
+    needed = len(ended[tickets[0]].match.blocks)
+    assert far.fetched == needed
     store.close()

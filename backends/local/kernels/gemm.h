@@ -12,7 +12,7 @@ namespace greenroom {
 constexpr int kBlock = 16;
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-constexpr int kTileRows = 12;
+constexpr int kTileRows = 16;
 #else
 constexpr int kTileRows = 6;
 #endif
@@ -27,9 +27,12 @@ struct Sums {
 
   GREENROOM_INLINE void add(const int16_t* x, int64_t stride, __m512i weight) {
     rest.add(x, stride, weight);
-    int32_t pair;
-    std::memcpy(&pair, x + (R - 1) * stride, 4);
-    sum = _mm512_dpwssd_epi32(sum, weight, _mm512_set1_epi32(pair));
+    add_pair_products(sum, weight, x + (R - 1) * stride);
+  }
+
+  GREENROOM_INLINE void add(const Sums& other) {
+    rest.add(other.rest);
+    sum = _mm512_add_epi32(sum, other.sum);
   }
 
   GREENROOM_INLINE void scaled(const float* row_scale, const float* scale,
@@ -77,16 +80,35 @@ __attribute__((noinline)) void tile(const int16_t* x, int64_t stride, const int8
                                     int pairs, const float* row_scale, const float* scale,
                                     float (*out)[kBlock]) {
   Sums<R> sums;
-  for (int p = 0; p < pairs; ++p, x += 2, weight += 2 * kBlock) {
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-    sums.add(x, stride, _mm512_cvtepi8_epi16(
+  auto next = [&](Sums<R>& into) __attribute__((always_inline)) {
+    into.add(x, stride, _mm512_cvtepi8_epi16(
                             _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight))));
+    x += 2;
+    weight += 2 * kBlock;
+  };
+  if constexpr (R <= 4) {
+    // vpdpwssd takes several cycles: few rows need more sums than one each. K is a multiple of 16.
+    Sums<R> second, third, fourth;
+    for (int p = 0; p < pairs; p += 4) {
+      next(sums);
+      next(second);
+      next(third);
+      next(fourth);
+    }
+    sums.add(second);
+    third.add(fourth);
+    sums.add(third);
+  } else {
+    for (int p = 0; p < pairs; ++p) next(sums);
+  }
 #else
+  for (int p = 0; p < pairs; ++p, x += 2, weight += 2 * kBlock) {
     auto at = reinterpret_cast<const __m128i*>(weight);
     sums.add(x, stride, _mm256_cvtepi8_epi16(_mm_loadu_si128(at)),
              _mm256_cvtepi8_epi16(_mm_loadu_si128(at + 1)));
-#endif
   }
+#endif
   sums.scaled(row_scale, scale, out);
 }
 

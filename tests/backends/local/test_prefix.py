@@ -230,3 +230,23 @@ def test_a_cancelled_restore_gives_its_pages_back(tiers: Tiers) -> None:
             break
     assert tiers.at_rest()
     assert heard == []
+
+
+def test_computing_overtakes_a_slow_restore(tiers: Tiers) -> None:
+    """A restore that takes longer than computing is left behind; the reply is right and says so."""
+    turn = turn_of("a")
+    tiers.usage(turn)
+    tiers.forget(tiers.device)
+    tiers.forget(tiers.host)
+    tiers.disk.gate.clear()
+    tiers.rig.prefixes._policy.observe_prefill(1_000_000, 1.0)  # computing is all but free
+    (heard,) = tiers.rig.speak(turn)
+    assert heard_ids(heard) == naive(tiers.model, turn)
+    usage = finished(heard).usage
+    assert (usage.cached_tokens, usage.miss) == (0, "slow")
+    tiers.disk.gate.set()
+    for _ in range(2000):
+        tiers.rig.engine.step()
+        if tiers.at_rest():
+            break
+    assert tiers.at_rest()
