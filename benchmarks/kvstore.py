@@ -36,6 +36,7 @@ LINES = (
     "There is a boy at the harbour who says that you drew the map of the shoals yourself.",
     "What would you take with you, if the sea came up to the third stair again this winter?",
 )
+NUMBERS = ("One:", "Two:", "Three:", "Four:", "Five:", "Six:", "Seven:")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -148,9 +149,11 @@ def _conversation(speaker: _Speaker, turns: int) -> dict[str, object]:
         turn = _with(turn, Role.ASSISTANT, "Maren", text)
         turn = replace(turn, sampled=(*turn.sampled[:-1], done.sampled))
     fresh = []
-    for number in range(7):
+    for number in range(len(NUMBERS)):
         new = replace(bare, conversation=f"fresh-{number}", sampled=())
-        new = _with(new, Role.USER, "You", LINES[number % len(LINES)])
+        # Its own words: a line that another chat has said would come from the cache as well.
+        text = f"{NUMBERS[number]} {LINES[(turns - 1) % len(LINES)]}"
+        new = _with(new, Role.USER, "You", text)
         speaker.to_memory()
         fresh.append(speaker.speak(new)[1].timings.ttft_ms)
     cold = [

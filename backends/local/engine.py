@@ -366,12 +366,13 @@ class Engine:
             live = self._live[piece.request.id]
             with self._failing_alone(live):
                 piece.request.advance(piece.end - piece.start)
-                self._keep_boundary(live, piece)
+                reason = None
                 if piece.request.pending_len == 0:
                     self._count(sampled_tokens=1)
                     reason = live.generation.sample(row, now)
-                    if reason is not None:
-                        self._finish(live, reason)
+                self._keep_boundary(live, piece)  # behind the token: nobody waits for it
+                if reason is not None:
+                    self._finish(live, reason)
 
     @contextlib.contextmanager
     def _failing_alone(self, live: _Live) -> Iterator[None]:

@@ -26,6 +26,10 @@ _MARKER = re.compile(r"<\|.*\|>|<(unused|reserved)_?\d+>|<(start|end)_of_\w+>|\[
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
+REMEMBERED = 8192
+"""Texts whose ids are kept."""
+
+
 class Tokenizer:
     """The vocabulary of one model.
 
@@ -44,6 +48,7 @@ class Tokenizer:
         eos_ids: frozenset[int] = frozenset(),
     ) -> None:
         self._backend = backend
+        self._known: dict[str, list[int]] = {}
         self.digest = digest
         self.bos_id = bos_id
         self.eos_ids = eos_ids
@@ -105,7 +110,19 @@ class Tokenizer:
         )
 
     def encode_text(self, text: str) -> list[int]:
-        """The ids of untrusted text; never a control id, whatever it says."""
+        """The ids of untrusted text; never a control id, whatever it says.
+
+        Remembered: a long chat's prompt is nearly all texts of the turn before.
+        """
+        known = self._known.get(text)
+        if known is None:
+            known = self._encode(text)
+            self._known[text] = known
+            while len(self._known) > REMEMBERED:
+                self._known.pop(next(iter(self._known)), None)
+        return list(known)
+
+    def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         if self.control_ids.isdisjoint(ids):
             return ids
@@ -113,7 +130,7 @@ class Tokenizer:
         if len(text) == 1:
             return [token_id for token_id in ids if token_id not in self.control_ids]
         middle = len(text) // 2
-        return self.encode_text(text[:middle]) + self.encode_text(text[middle:])
+        return self._encode(text[:middle]) + self._encode(text[middle:])
 
     def control(self, name: str) -> int:
         """The id of a control token by its exact text. Raises `UnsupportedModel` without one."""

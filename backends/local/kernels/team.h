@@ -6,7 +6,11 @@
 #pragma once
 
 #include <immintrin.h>
+#include <linux/futex.h>
 #include <sched.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -44,8 +48,10 @@ class Team {
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
       arrived_.store(0, std::memory_order_relaxed);
       next_.store(0, std::memory_order_relaxed);
-      phase_.store(phase + 1, std::memory_order_release);
-      phase_.notify_all();
+      // Sequentially consistent, as the sleepers' count is: with a plain store, the count could be
+      // read before the new phase is seen, and somebody who falls asleep between is never woken.
+      phase_.fetch_add(1, std::memory_order_seq_cst);
+      if (sleepers_.load(std::memory_order_seq_cst)) futex(FUTEX_WAKE_PRIVATE, size_, nullptr);
       return;
     }
     for (int i = 0; i < kSpins; ++i) {
@@ -56,13 +62,22 @@ class Team {
       if (phase_.load(std::memory_order_acquire) != phase) return;
       sched_yield();  // the thread waited for may be queued on this very core
     }
-    phase_.wait(phase, std::memory_order_acquire);
+    sleepers_.fetch_add(1, std::memory_order_seq_cst);
+    const timespec nap{0, 2'000'000};
+    while (phase_.load(std::memory_order_seq_cst) == phase) futex(FUTEX_WAIT_PRIVATE, phase, &nap);
+    sleepers_.fetch_sub(1, std::memory_order_relaxed);
+  }
+
+  // Sleeps while phase_ is `value`, or wakes `value` sleepers (futex(2)).
+  void futex(int operation, uint32_t value, const timespec* limit) {
+    syscall(SYS_futex, reinterpret_cast<uint32_t*>(&phase_), operation, value, limit, nullptr, 0);
   }
 
   const int size_;
   alignas(64) std::atomic<int> next_{0};
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<uint32_t> phase_{0};
+  alignas(64) std::atomic<int> sleepers_{0};
 };
 
 }  // namespace greenroom
