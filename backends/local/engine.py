@@ -224,7 +224,7 @@ class Engine:
     def run(self) -> None:
         """Steps until `stop`, then ends what is left and closes the store."""
         while not self._stopped:
-            if self.step():
+            if self.step() or self._stopped:
                 continue
             try:
                 # Nothing to compute: sleep until a command comes or a restore may have ended.
