@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from backends.local.checkpoint import load
-from backends.local.kernels.cpu import build
+from backends.local.kernels.cpu import build, kernel_cache
 from backends.local.model import Chunk
 from backends.local.packaged import PACKAGED, prepare
 from backends.local.paged import SequenceKV
@@ -43,7 +43,7 @@ async def run(args: argparse.Namespace) -> dict[str, object]:
     for name in args.models[:1] if args.smoke else args.models:
         folder = prepare(name, args.data, NoProgress())
         exact = load(folder, numerics="float32")
-        small = load(folder, kernels=build(args.data / "kernels"))
+        small = load(folder, kernels=build(kernel_cache()))
         windows = list(_windows(exact))
         results[name] = compare(exact, small, [windows[0][:128]] if args.smoke else windows)
         print(f"{name}: {results[name]}")

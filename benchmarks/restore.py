@@ -161,6 +161,7 @@ def _write_ratio(rig: _Rig, folder: Path) -> float:
         alone = time.perf_counter() - began
         plain.unlink()
         with _fresh(folder / f"write-{number}") as tier:
+            assert tier.put(blocks[:1]) == 1  # starts its index process
             began = time.perf_counter()
             assert tier.put(blocks) == len(blocks)
             for records in (folder / f"write-{number}").glob("gen-*/records"):

@@ -12,7 +12,7 @@ import torch
 from backends.api import Capabilities
 from backends.local.checkpoint import load
 from backends.local.engine import Engine
-from backends.local.kernels.cpu import build
+from backends.local.kernels.cpu import build, kernel_cache
 from backends.local.packaged import prepare
 from backends.local.paged import pages_needed
 from backends.local.prefix import Prefixes
@@ -62,7 +62,7 @@ def assemble(settings: EngineSettings, progress: Progress) -> Assembled:
     folder = prepare(settings.model, settings.data_dir, progress)
     progress("Loading the model", 0, 1)
     # The first start compiles them, which takes seconds; without a compiler PyTorch does the same.
-    kernels = build(settings.data_dir / "kernels")
+    kernels = build(kernel_cache())
     model = load(folder, kernels=kernels)
     _ = model.tokenizer.blank_ids  # a scan of the vocabulary that the first turn need not wait for
     layout = model.config.kv_layout(model.decoder.kv_dtype)

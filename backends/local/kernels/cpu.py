@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from backends.local.model_config import KVDtype, ModelConfig
     from backends.local.quantize import QuantModel
 
-__all__ = ["CpuKernels", "CpuSteps", "build", "variants"]
+__all__ = ["CpuKernels", "CpuSteps", "build", "kernel_cache", "variants"]
 
 _log = structlog.get_logger()
 
@@ -63,6 +63,14 @@ def variants() -> list[str]:
                 flags = set(line.split(":", 1)[1].split())
                 break
     return [name for name, needs in _VARIANTS.items() if flags.issuperset(needs)]
+
+
+def kernel_cache() -> Path:
+    """Where compiled kernels are kept for every data folder: the user's cache (XDG)."""
+    named = os.environ.get("XDG_CACHE_HOME")
+    return (
+        (Path(named) if named else Path(os.path.expanduser("~/.cache"))) / "greenroom" / "kernels"
+    )
 
 
 def build(cache: Path, variant: str | None = None) -> CpuKernels | None:

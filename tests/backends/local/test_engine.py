@@ -360,6 +360,16 @@ def test_run_and_stop(model: LoadedModel) -> None:
     assert rig.held() == 0
 
 
+def test_an_order_to_stop_is_never_missed(model: LoadedModel) -> None:
+    """A stop that is taken up while there is nothing to compute ends the loop as well."""
+    rig = Rig(model)
+    rig.engine.stop()
+    thread = threading.Thread(target=rig.engine.run, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
 def test_timings(model: LoadedModel) -> None:
     """Timings are those of a turn: parts add up to the time to the first token."""
     (heard,) = Rig(model).speak(greedy())
