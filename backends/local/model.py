@@ -110,6 +110,8 @@ class Decoder:
         for chunk in chunks:
             if not len(chunk.tokens):
                 raise ValueError("a chunk needs at least one token")
+            if chunk.kv.arena is not chunks[0].kv.arena:
+                raise ValueError("sequences of one step share one pool of pages")
             if chunk.kv.arena.layout != self._layout:
                 raise ValueError(f"the sequence's pool does not keep {self.kv_dtype} pages")
         for chunk in chunks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 
 from backends.local.secret import kv_secret, tenant_salt
 from gateway.cli import main
@@ -14,9 +15,17 @@ from kvstore.keys import owner_tag
 from kvstore.testing import blocks, chain
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 ROOM = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def restored_logs() -> Iterator[None]:
+    """The command sets logs up for the captured stderr; the next test has another."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture

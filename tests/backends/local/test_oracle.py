@@ -12,13 +12,13 @@ import transformers
 
 from backends.local.checkpoint import LoadedModel, load
 from backends.local.model import Chunk
-from backends.local.testing import sequence
+from backends.local.paged import SequenceKV
+from backends.local.testing import arena, sequence
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from backends.local.paged import SequenceKV
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -136,7 +136,8 @@ def test_prefill_in_chunks_and_batches_gives_the_same_tokens(pair: Pair) -> None
         kv = sequence(pair.ours.config)
         alone.append(greedy(pair.ours, kv, feed(pair.ours, kv, prompt), 12))
 
-    kvs = [sequence(pair.ours.config) for _ in prompts]
+    pool = arena(pair.ours.config)
+    kvs = [SequenceKV(pool) for _ in prompts]
     feed(pair.ours, kvs[0], prompts[0][:64], 50)
     rests = [prompts[0][64:], *prompts[1:]]
     together: list[list[int]] = [[], [], []]
