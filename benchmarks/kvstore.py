@@ -69,7 +69,7 @@ async def run(args: argparse.Namespace) -> dict[str, object]:
             for group in layout.groups
         )
         return {
-            **restore_ratios(layout, scratch, tokens, 3 if args.smoke else 15),
+            **restore_ratios(layout, scratch, tokens, 3 if args.smoke else 40),
             **spoken,
             "bytes_vs_allglobal_fp16": round(whole / held, 2),
             "bytes_per_conversation": held,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Sequence
@@ -112,11 +112,11 @@ class Layout:
         return start - start % self.block_tokens
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PrefixKey:
+class PrefixKey(NamedTuple):
     """Names a prefix of exactly `length` tokens inside one space.
 
     `rolling` is an index value of the same tokens (see `kvstore.keys`); `digest` is the authority.
+    A tuple, like `BlockKey`, because a restore hashes and compares thousands of them.
     """
 
     space: bytes
@@ -124,40 +124,13 @@ class PrefixKey:
     length: int
     rolling: int
 
-    # Written out because a restore hashes and compares thousands of keys: the digest is as good
-    # as random, and bytes remember their hash.
 
-    def __hash__(self) -> int:
-        return hash(self.digest)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (
-            isinstance(other, PrefixKey)
-            and self.digest == other.digest
-            and self.length == other.length
-            and self.space == other.space
-            and self.rolling == other.rolling
-        )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class BlockKey:
+class BlockKey(NamedTuple):
     """Names the bytes of `group` over tokens [start, prefix.length) of a prefix."""
 
     prefix: PrefixKey
     start: int
     group: int
-
-    def __hash__(self) -> int:
-        return hash(self.prefix.digest) ^ self.group
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (
-            isinstance(other, BlockKey)
-            and self.group == other.group
-            and self.start == other.start
-            and self.prefix == other.prefix
-        )
 
     @property
     def tokens(self) -> int:

@@ -84,10 +84,12 @@ class DeviceTier:
         self._closed = False
         self.pages: dict[int, Tensor] = {}
         self._arrays: dict[int, Bytes] = {}
+        self._views: dict[int, list[memoryview]] = {}  # each page, made once
         for group in layout.groups:
             shape = (slots[group.id], layout.block_tokens * group.bytes_per_token)
             if self._on_cpu:
                 self._arrays[group.id] = array = _aligned(shape)
+                self._views[group.id] = [page.data for page in array]
                 self.pages[group.id] = torch.from_numpy(array)
             else:
                 self.pages[group.id] = torch.zeros(shape, dtype=torch.uint8, device=self.device)
@@ -129,12 +131,12 @@ class DeviceTier:
 
         Each is a block, its slot, its token ids, its owner and whether that is many chats'.
         """
-        stored = 0
         with self._lock:
+            before = len(self._ids)
             for key, slot, ids, owner, shared in named if not self._closed else ():
                 if self._pool.name(key, slot, owner, shared=shared):
-                    stored += key not in self._ids
                     self._ids[key] = ids
+            stored = len(self._ids) - before
             self._count(stored=stored)
 
     def append_slot(self, group: int, slot: int, tokens: int) -> int | None:
@@ -183,7 +185,7 @@ class DeviceTier:
 
     def buffer(self, group: int, slot: int) -> memoryview | None:
         """The page itself where the caller can write it: on a CPU."""
-        return self._arrays[group][slot].data if self._on_cpu else None
+        return self._views[group][slot] if self._on_cpu else None
 
     def retire(self, space: bytes, owner: bytes) -> None:
         """The owner has left: its pages are the first to go."""
@@ -333,7 +335,7 @@ class DeviceRoom:
             taken = self._tier.take(group, len(of_group))
             if taken is None:
                 return None
-            self.slots |= zip(of_group, taken, strict=True)
+            self.slots.update(zip(of_group, taken, strict=True))
         return [self._buffer(key) for key in keys]
 
     def settle(self, keys: Iterable[BlockKey]) -> None:

@@ -133,7 +133,8 @@ class Pool:
             return self._where.get(key) == index
         slot.owner, slot.shared = owner, shared
         slot.names.append(key)
-        slot.names.sort(key=lambda name: name.tokens)
+        if len(slot.names) > 1:
+            slot.names.sort(key=lambda name: name.tokens)
         self._where[key] = index
         return True
 

@@ -157,7 +157,7 @@ def _fields(record: Raw) -> tuple[bytes, bytes, bytes, int, int, int]:
     ):
         raise RecordDamaged("header: not the fields of a block")
     size = -(-end // ALIGN) * ALIGN
-    if len(record) < size or any(record[end:size]):
+    if len(record) < size or bytes(record[end:size]) != bytes(size - end):
         raise RecordDamaged("padding is not zero")
     return raw_key, ids, owner, payload_bytes, checksum, size
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kvstore.api import Block, BlockKey, Loaded, Match, Ticket
@@ -49,7 +48,7 @@ def test_colliding_rolling_values(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     real = TokenChain.key
     monkeypatch.setattr(
-        TokenChain, "key", lambda self, length: replace(real(self, length), rolling=1)
+        TokenChain, "key", lambda self, length: real(self, length)._replace(rolling=1)
     )
     store = TieredStore(LAYOUT, NullTier(), HostTier(ROOM))
     mine, other = chain(range(20)), chain(range(100, 120))
