@@ -9,9 +9,10 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import engine, kvstore, prompts, quality, turns
+from benchmarks import cards, engine, kvstore, prompts, quality, turns
 
 BENCHMARKS = {
+    "cards": cards,
     "engine": engine,
     "kvstore": kvstore,
     "prompts": prompts,

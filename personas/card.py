@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from personas.jsontext import check_depth
 from personas.lorebook_reading import read_lore
 from personas.persona import CardError, Persona
 
@@ -85,7 +86,6 @@ _SHAPES: dict[str, type] = {"extensions": dict, "group_only_greetings": list}
 _REQUIRED_LISTS = ("tags", "alternate_greetings", "group_only_greetings")
 
 _NAME_CHARS = 80
-_STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -220,14 +220,15 @@ def _decode(raw: bytes, limits: CardLimits) -> tuple[dict[str, JsonValue], _Note
     except UnicodeDecodeError as error:
         where = f"byte {error.start}"
         raise CardError("bad_encoding", f"no Unicode text at {where}", where=where) from None
-    depth = 0
-    for found in _STRUCTURE.finditer(text):
-        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
-        if depth > limits.depth:
-            where = f"character {found.start()}"
-            message = f"JSON nested more than {limits.depth} deep"
-            raise CardError("too_deep", message, where=where)
+    check_depth(text, limits.depth)
     notes = _Notes()
+    endless = False
+
+    def number(text: str) -> float:
+        nonlocal endless
+        value = float(text)
+        endless = endless or not math.isfinite(value)
+        return value
 
     def members(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
         whole = dict(pairs)
@@ -237,15 +238,18 @@ def _decode(raw: bytes, limits: CardLimits) -> tuple[dict[str, JsonValue], _Note
         return whole
 
     try:
-        card: JsonValue = json.loads(text, object_pairs_hook=members)
+        card: JsonValue = json.loads(
+            text, object_pairs_hook=members, parse_float=number, parse_constant=number
+        )
     except json.JSONDecodeError as error:
         where = f"{error.lineno}:{error.colno}"
         raise CardError("bad_json", f"{error.msg} at {where}", where=where) from None
-    except ValueError as error:  # an integer of thousands of digits
-        raise CardError("bad_json", str(error)) from None
+    except (RecursionError, ValueError) as error:  # an integer of thousands of digits
+        raise CardError("bad_json", f"the card cannot be read: {error}") from None
     if not isinstance(card, dict):
         raise CardError("not_a_card", "the card is no JSON object")
-    _make_finite(card, "", notes)
+    if endless:
+        _make_finite(card, "", notes)
     return card, notes
 
 

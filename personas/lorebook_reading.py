@@ -52,6 +52,7 @@ _SOURCES = {
 # Knobs of SillyTavern without effect here, when they are set.
 _WITHOUT_EFFECT = ("vectorized", "automation_id", "triggers", "characterFilter", "character_filter")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_MOST = 10**9  # of any number
 _MANY = 100  # paths that one report names
 
 
@@ -204,6 +205,8 @@ def _remark(
             read.keep(f"{path}.extensions.{name}")
     for name, keys in (("keys", entry.keys), ("secondary_keys", entry.secondary_keys)):
         for number, text in enumerate(keys):
+            if not entry.regex and text[0] != "/":
+                continue
             key = Key(text, entry.regex, entry.case_sensitive)
             if key.is_pattern:
                 read.patterns.append((f"{path}.{name}.{number}", key))
@@ -233,23 +236,34 @@ def _map(value: JsonValue) -> Mapping[str, JsonValue]:
 
 
 def _text(value: JsonValue) -> str:
-    return _SURROGATE.sub("\ufffd", value).replace("\0", "") if isinstance(value, str) else ""
+    if not isinstance(value, str):
+        return ""
+    sound = value if value.isascii() else _SURROGATE.sub("\ufffd", value)
+    return sound.replace("\0", "")
 
 
 def _number(value: object) -> float | None:
     """A number, also one that is written as a text; None when it is none."""
+    if value is None:  # most knobs of most entries
+        return None
     if isinstance(value, str):
         try:
             value = float(value)
         except ValueError:
             return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return float(max(-1e9, min(value, 1e9)))
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return float(max(-_MOST, min(value, _MOST)))  # an integer may be too large for a float
 
 
 def _count(value: object, default: int) -> int:
-    number = float(value) if isinstance(value, bool) else _number(value)
+    if value is None:
+        return default
+    if isinstance(value, int):  # truth values too
+        return max(0, min(value, _MOST))
+    number = _number(value)
     return default if number is None else max(0, int(number))
 
 
@@ -264,6 +278,8 @@ def _bounded(value: JsonValue, default: float) -> float:
 
 
 def _flag(value: JsonValue, default: bool) -> bool:
+    if value is None:
+        return default
     if isinstance(value, str):
         return {"true": True, "1": True, "false": False, "0": False}.get(value.lower(), default)
     return bool(value) if isinstance(value, (bool, int)) else default

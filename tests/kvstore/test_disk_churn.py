@@ -54,8 +54,12 @@ def footprint(tier: DiskTier, folder: Path) -> dict[str, int]:
     }
 
 
-def churn(folder: Path, seconds: float) -> None:
-    """Writes, reads, deletes and discards at the quota; compares what it took on the way."""
+def churn(folder: Path, seconds: float, slack: int) -> None:
+    """Writes, reads, deletes and discards at the quota; compares what it took on the way.
+
+    `slack`: bytes that a process's memory may grow by and still be level. The allocator takes
+    2 MB at a time for LMDB's lists and reaches its level after some ten seconds.
+    """
     chance = random.Random(7)
     tier = DiskTier(folder, QUOTA)
     taken: list[dict[str, int]] = []
@@ -79,7 +83,7 @@ def churn(folder: Path, seconds: float) -> None:
     half = len(taken) // 2
     for name in taken[0]:
         before, after = (max(t[name] for t in run) for run in (taken[:half], taken[half:]))
-        assert after <= 1.15 * before + (4 << 20 if "rss" in name else 4), (name, before, after)
+        assert after <= 1.15 * before + (slack if "rss" in name else 4), (name, before, after)
     assert max(t["file_bytes"] for t in taken) < 1.1 * QUOTA
     assert max(t["files"] for t in taken) <= 4 + 2 * (2 * GENERATIONS + 1)
     assert max(t["readers"] for t in taken) == 0
@@ -87,10 +91,10 @@ def churn(folder: Path, seconds: float) -> None:
 
 def test_ten_seconds_at_quota(tmp_path: Path) -> None:
     """File size, pages of the index, readers, file descriptors and memory stay as they are."""
-    churn(tmp_path, 6)
+    churn(tmp_path, 6, 16 << 20)
 
 
 @pytest.mark.slow
 def test_ten_minutes_at_quota(tmp_path: Path) -> None:
     """The same for ten minutes."""
-    churn(tmp_path, 600)
+    churn(tmp_path, 600, 4 << 20)
