@@ -1,8 +1,9 @@
-"""Tokens per second of the engine on this CPU, beside llama.cpp's on the same prompts' lengths.
+"""Tokens per second of the engine on this CPU, beside its peers' on prompts of the same lengths.
 
 Ours is end to end through `Engine.step`: scheduling, the model, greedy sampling, detokenising.
-llama.cpp runs in a Python of its own (`--llama-python`), in the quantisation that is best for each
-figure. A peer that is not there has no key; the reason is printed.
+Peers are programs of their own: llama.cpp (`--llama-python`) as shipped, Q4_0 and Q8_0,
+CTranslate2 in int8 (`--ctranslate2-python`), transformers in float32. The best of all counts for
+each figure. A peer that is not there has no key; the reason is printed.
 """
 
 from __future__ import annotations
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 MODELS = {"smollm2": "smollm2-135m-instruct", "gemma": "gemma-3-270m"}
 CONTEXT, PREFILL, STREAMS = 1000, 1024, 16
-PEER = Path(__file__).parent / "peer_llama.py"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--llama-python",
         default=os.environ.get("LLAMA_PYTHON", sys.executable),
         help="a Python that has llama-cpp-python",
+    )
+    parser.add_argument(
+        "--ctranslate2-python",
+        default=os.environ.get("CTRANSLATE2_PYTHON", sys.executable),
+        help="a Python that has ctranslate2 and transformers",
     )
 
 
@@ -65,10 +70,10 @@ async def run(args: argparse.Namespace) -> dict[str, object]:
         ours |= {f"{key}_{short}": value for key, value in figures.items()}
         ours[f"roof_b1_{short}"] = figures["decode_b1"] * _weight_bytes(name, args) / bandwidth
         ours[f"peak_mib_{short}"] = _peak_mib() - base
-        for kind, rates in ({} if args.smoke else run_llama(name, args)).items():
-            for key, value in rates.items():
-                peers.setdefault(f"{key}_{short}", {})[f"llama.cpp {kind}"] = value
         print(f"{name}: {figures}", flush=True)
+        for peer, rates in ({} if args.smoke else run_peers(name, args)).items():
+            for key, value in rates.items():
+                peers.setdefault(f"{key}_{short}", {})[peer] = value
     return {
         "bandwidth_gb_s": bandwidth / 1e9,
         "threads": args.threads,
@@ -184,28 +189,45 @@ def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def run_llama(name: str, args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """llama.cpp's figures by quantisation; empty, with the reason printed, where it is missing."""
+def run_peers(name: str, args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """The peers' figures, by peer and quantisation; those that cannot run are missing."""
     work = args.data / "peers"
     work.mkdir(parents=True, exist_ok=True)
-    source = work / f"{name}.gguf"
-    if not source.is_file():
-        write_source(PACKAGED[name], source, NoProgress())
-    command = [
-        args.llama_python,
-        str(PEER),
-        str(source),
-        *("--work", str(work)),
-        *("--threads", str(args.threads)),
-        *("--prefill", str(PREFILL)),
-        *("--context", str(CONTEXT)),
-        *("--streams", str(STREAMS)),
-        *("--steps", str(args.steps)),
-        *("--repeats", str(args.repeats)),
-    ]
+    gguf = work / f"{name}.gguf"
+    if not gguf.is_file():
+        write_source(PACKAGED[name], gguf, NoProgress())
+    folder = prepare(name, args.data, NoProgress())
+    found: dict[str, dict[str, float]] = {}
+    for peer, python, model in (
+        ("llama", args.llama_python, gguf),
+        ("ctranslate2", args.ctranslate2_python, folder),
+        ("transformers", sys.executable, folder),
+    ):
+        for kind, rates in _run_peer(peer, python, model, work, args).items():
+            found[f"{peer} {kind}"] = rates
+    return found
+
+
+def _run_peer(
+    peer: str, python: str, model: Path, work: Path, args: argparse.Namespace
+) -> dict[str, dict[str, float]]:
+    """One program's figures; empty, with the reason printed, where it fails."""
+    asked = {
+        "work": work,
+        "threads": args.threads,
+        "prefill": PREFILL,
+        "context": CONTEXT,
+        "streams": STREAMS,
+        "steps": args.steps,
+        "repeats": args.repeats,
+    }
+    options = [word for name, value in asked.items() for word in (f"--{name}", str(value))]
+    program = Path(__file__).with_name(f"peer_{peer}.py")
+    command = [python, str(program), str(model), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        print(f"no llama.cpp: {done.stderr.strip().splitlines()[-1:]}")
+        print(f"no {peer}: {done.stderr.strip().splitlines()[-1:]}", flush=True)
         return {}
     found: dict[str, dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
+    print(f"{peer}: {found}", flush=True)
     return found
