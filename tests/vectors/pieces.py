@@ -11,7 +11,7 @@ import base64
 import json
 import struct
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,17 +24,21 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One vector: a file, the rows of the survey's table it is for, and what must come of it.
+    """One vector: a file, the rows of the table in README.md it is for, and what must come of it.
 
     `claims` are written by hand, before any reader has read the file; README.md lists their keys.
+    `says` are the lines of the chat after the greeting; those that begin with `:` are replies.
+    `context` is the room for the prompt, in the words of README.md.
     """
 
     name: str
     what: str
     rows: tuple[int, ...]
-    file: str
+    ending: str
     raw: bytes
-    claims: Mapping[str, JsonValue] = field(default_factory=dict)
+    claims: Mapping[str, JsonValue]
+    says: tuple[str, ...] = ("Good evening.",)
+    context: int = 100_000
 
 
 def fields(**data: JsonValue) -> dict[str, JsonValue]:

@@ -1,0 +1,242 @@
+"""Vectors about the file around a card: JSON, PNG, archives, pictures, other programs' formats."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from typing import TYPE_CHECKING
+
+from tests.vectors.pieces import (
+    Case,
+    Member,
+    archive,
+    card,
+    charx,
+    chunk,
+    dump,
+    entry,
+    fields,
+    jpeg,
+    png,
+    stored,
+    text,
+    tiff,
+    webp,
+    wrapped,
+    zeros,
+)
+
+if TYPE_CHECKING:
+    from personas.persona import JsonValue
+
+__all__ = ["CASES"]
+
+_BODY = base64.b64encode(dump(card()))
+_V2 = card("chara_card_v2", "2.0", name="Old Ilse")
+_ACTL = chunk(b"acTL", struct.pack(">II", 1, 0))
+_FCTL = chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 2, 2, 0, 0, 1, 10, 0, 0))
+
+
+def _itxt(body: bytes, *, packed: bool) -> bytes:
+    flags = b"\1\0" if packed else b"\0\0"
+    return chunk(b"iTXt", b"ccv3\0" + flags + b"en\0card\0" + (wrapped(body) if packed else body))
+
+
+def _raw(body: bytes, keyword: bytes = b"ccv3") -> bytes:
+    return chunk(b"tEXt", keyword + b"\0" + body)
+
+
+_ILSE: dict[str, JsonValue] = {
+    "container": "png",
+    "parse": {"/name": "Ilse"},
+    "said": ["keeps the ferry"],
+}
+_BYAF: dict[str, JsonValue] = {
+    "manifest.json": {"schemaVersion": 1, "characters": ["characters/c/character.json"],
+                      "scenarios": ["scenarios/one.json", "scenarios/two.json"]},
+    "characters/c/character.json": {"id": "c", "name": "Ilse",
+                                    "displayName": "Ilse of Low Sill",
+                                    "persona": "{character} ferries {user} over.", "loreItems":
+                                    [{"key": "rope", "value": "The rope is tarred."}],
+                                    "images": []},
+    "scenarios/one.json": {"narrative": "Dusk.", "firstMessages":
+                           [{"text": "Mind the rope, {user}."}],
+                           "exampleMessages": [{"text": "#{user}: Late?\n#{character}: No."}]},
+    "scenarios/two.json": {"narrative": "Dawn.", "firstMessages": [{"text": "Early, {user}?"}],
+                           "exampleMessages": []},
+}  # fmt: skip
+
+CASES = (
+    Case("json-v1", "six flat fields and nothing else", (), "json", dump(fields()),
+         {"container": "json", "parse": {"/name": "Ilse"},
+          "order": ["keeps the ferry", "Mind the rope, Wren."]}),
+    Case("json-v2", "the V2 wrapper", (), "json", dump(_V2),
+         {"container": "json", "parse": {"/name": "Old Ilse"}, "clean": True}),
+    Case("json-v3", "the V3 wrapper with the fields it brought", (), "json",
+         dump(card(nickname="Ferrywoman", group_only_greetings=[], creation_date=0,
+                   creator_notes="<b>Not for the prompt</b>")),
+         {"parse": {"/nickname": "Ferrywoman"}, "said": ["Ferrywoman keeps the ferry"],
+          "unsaid": ["Not for the prompt", "Ilse keeps"], "clean": True}),
+    Case("json-unknown-keys", "keys that nobody knows, at every level", (), "json",
+         dump(card(mood=[1, {"deep": None}], extensions={"other/app": {"x": 1.5}})
+              | {"top": {"kept": "é"}}),
+         {"parse": {"/mood": [1, {"deep": None}], "/extensions/other~1app/x": 1.5},
+          "preserved": ["data.mood", "top"]}),
+    Case("json-bom", "UTF-8 with a byte order mark", (10,), "json", b"\xef\xbb\xbf" + dump(card()),
+         {"parse": {"/name": "Ilse"}}),
+    Case("json-utf16", "UTF-16 with a byte order mark", (10,), "json",
+         ("\ufeff" + dump(card()).decode()).encode("utf-16-le"), {"parse": {"/name": "Ilse"}}),
+    Case("json-trailing-comma", "commas before closing brackets", (10,), "json",
+         dump(card(tags=["river"])).replace(b'"river"', b'"river",'),
+         {"parse": {"/tags": ["river"]}}),
+    Case("json-nan", "numbers that JSON does not have", (10,), "json",
+         dump(card(extensions={"talkativeness": 0.5})).replace(b"0.5", b"NaN"),
+         {"parse": {"/name": "Ilse"}}),
+    Case("json-too-deep", "300 lists in one another", (14,), "json",
+         dump(card()).replace(b'"data"', b'"x": ' + b"[" * 300 + b"]" * 300 + b', "data"'),
+         {"error": "too_deep"}),
+    Case("json-not-a-card", "an object without a field of a card", (), "json",
+         dump({"hello": "world"}), {"error": "not_a_card"}),
+    Case("json-cut", "a file that ends in the middle", (10,), "json", dump(card())[:-40],
+         {"error": "bad_json"}),
+    Case("empty-file", "white space and nothing else", (), "json", b" \n\0\n",
+         {"error": "empty"}),
+    Case("html-page", "a site's answer that was saved as a picture", (20,), "png",
+         b"<!DOCTYPE html><html><title>404</title></html>", {"error": "html_page"}),
+    Case("gif", "a picture format that holds no card", (20,), "gif", b"GIF89a" + bytes(20),
+         {"error": "unsupported"}),
+    Case("png-ccv3", "one tEXt chunk ccv3", (), "png", png(text(card())), _ILSE | {"clean": True}),
+    Case("png-chara", "one tEXt chunk chara", (), "png", png(text(_V2, b"chara")),
+         {"container": "png", "parse": {"/name": "Old Ilse"}}),
+    Case("png-both", "ccv3 wins over chara, wherever it stands", (), "png",
+         png(text(_V2, b"chara"), text(card())), _ILSE),
+    Case("png-ccv3-broken", "an unreadable ccv3 falls back to chara", (), "png",
+         png(_raw(b"!!!!"), text(_V2, b"chara")), {"parse": {"/name": "Old Ilse"}}),
+    Case("apng", "an animated PNG", (), "png", png(_ACTL, _FCTL, text(card())),
+         {"container": "apng", "parse": {"/name": "Ilse"}}),
+    Case("png-ztxt", "the card in a compressed chunk", (9,), "png",
+         png(chunk(b"zTXt", b"ccv3\0\0" + wrapped(_BODY))), _ILSE),
+    Case("png-itxt", "the card in an international chunk", (9,), "png",
+         png(_itxt(_BODY, packed=False)), _ILSE),
+    Case("png-itxt-packed", "the card in a compressed international chunk", (9,), "png",
+         png(_itxt(_BODY, packed=True)), _ILSE),
+    Case("png-keyword-case", "the keyword in another case", (9,), "png",
+         png(text(card(), b"CCv3")), _ILSE),
+    Case("png-after-picture", "the card behind the picture's data", (9,), "png",
+         png(after=[text(card())]), _ILSE),
+    Case("png-two-chara", "two chunks chara: the first counts", (9,), "png",
+         png(text(_V2, b"chara"), text(card("chara_card_v2", "2.0", name="Second"), b"chara")),
+         {"parse": {"/name": "Old Ilse"}, "findings": ["duplicate_card"]}),
+    Case("png-bad-crc", "a wrong checksum on the card's chunk", (9,), "png",
+         png(chunk(b"tEXt", b"ccv3\0" + _BODY, crc=1)), _ILSE | {"findings": ["bad_crc"]}),
+    Case("png-after-end", "bytes behind IEND", (9,), "png", png(text(card()), end=b"more" * 9),
+         _ILSE | {"findings": ["bytes_after_end"]}),
+    Case("png-cut", "the file ends inside a chunk behind the card", (9,), "png",
+         png(text(card()))[:-10], _ILSE | {"findings": ["truncated_png"]}),
+    Case("png-no-card", "a plain picture", (), "png", png(), {"error": "no_card"}),
+    Case("png-base64-lines", "base64 with line breaks", (10,), "png",
+         png(_raw(base64.encodebytes(dump(card())))), _ILSE),
+    Case("png-base64-url", "base64 in the URL-safe alphabet", (10,), "png",
+         png(_raw(base64.urlsafe_b64encode(json.dumps(card(creator="\u00ff\u00fe?~>"),
+                                                       ensure_ascii=False).encode()))),
+         {"parse": {"/creator": "\u00ff\u00fe?~>"}}),
+    Case("png-base64-unpadded", "base64 without its padding", (10,), "png",
+         png(_raw(base64.b64encode(dump(card(creator="ab"))).rstrip(b"="))),
+         {"parse": {"/creator": "ab"}}),
+    Case("png-plain-json", "JSON where base64 should be", (10,), "png",
+         png(_raw(dump(card()))), _ILSE),
+    Case("png-inflate-bomb", "a compressed chunk of 12 MB of zeros in 12 KB", (14,), "png",
+         png(chunk(b"zTXt", b"ccv3\0\0" + b"\x78\x01" + zeros(12_000))),
+         {"error": "inflate_bomb"}),
+    Case("png-encrypted", "Risu's encrypted card", (20,), "png",
+         png(_raw(b"rcc||rccv1||abcd||ef||{}")), {"error": "encrypted"}),
+    Case("png-assets", "Risu's asset chunks, named with and without the colon", (), "png",
+         png(text(card(assets=[{"type": "icon", "uri": "__asset:1", "name": "main", "ext": "png"},
+                               {"type": "emotion", "uri": "__asset:2", "name": "dry",
+                                "ext": "png"}])),
+             chunk(b"tEXt", b"chara-ext-asset_:1\0" + base64.b64encode(png())),
+             chunk(b"tEXt", b"chara-ext-asset_2\0" + base64.b64encode(png()))),
+         {"parse": {"/name": "Ilse"}, "assets": ["1", "2"]}),
+    Case("charx", "card.json and a picture in a zip", (), "charx",
+         charx(card(assets=[{"type": "icon", "uri": "embeded://assets/icon/main.png",
+                             "name": "main", "ext": "png"}]),
+               Member("assets/icon/main.png", png())),
+         {"container": "charx", "parse": {"/name": "Ilse"}, "assets": ["assets/icon/main.png"]}),
+    Case("charx-deflated", "a compressed card.json", (), "charx",
+         archive(Member("card.json", dump(card()), packed=stored(dump(card())))),
+         {"container": "charx", "parse": {"/name": "Ilse"}}),
+    Case("charx-embedded", "the scheme spelt with two d", (), "charx",
+         charx(card(assets=[{"type": "icon", "uri": "embedded://a.png", "name": "main",
+                             "ext": "png"}]), Member("a.png", png())),
+         {"parse": {"/name": "Ilse"}, "assets": ["a.png"]}),
+    Case("charx-jpeg", "a zip behind a JPEG", (13,), "jpg", charx(card(), prefix=jpeg()),
+         {"container": "charx", "parse": {"/name": "Ilse"}, "findings": ["prefix"]}),
+    Case("charx-sfx", "a zip behind another program", (13,), "charx",
+         charx(card(), prefix=b"MZ" + bytes(126)),
+         {"container": "charx", "parse": {"/name": "Ilse"}, "findings": ["prefix"]}),
+    Case("charx-subfolder", "card.json in a folder", (13,), "charx",
+         archive(Member("Ilse/card.json", dump(card()))),
+         {"parse": {"/name": "Ilse"}, "findings": ["card_in_subfolder"]}),
+    Case("charx-bomb", "a member of 12 MB of zeros in 12 KB", (13, 14), "charx",
+         archive(Member("card.json", b"", packed=zeros(12_000), size=12_384_001)),
+         {"refused": True}),
+    Case("charx-slip", "members whose paths leave the folder", (13,), "charx",
+         charx(card(), Member("../../evil.png", png()), Member("/etc/evil", b"x")),
+         {"refused": ["zip_slip"]}),
+    Case("charx-twice", "two members of one name", (13,), "charx",
+         charx(card(), Member("card.json", dump(card(name="Second")))), {"refused": True}),
+    Case("charx-encrypted", "an encrypted member", (13,), "charx",
+         archive(Member("card.json", dump(card()), flags=0x801)), {"refused": True}),
+    Case("charx-no-card", "a zip without a card", (), "charx", archive(Member("a.txt", b"hi")),
+         {"error": "no_card"}),
+    Case("jpeg-exif", "JSON in the comment of a JPEG", (20,), "jpg", jpeg(tiff(dump(_V2))),
+         {"container": "jpeg", "parse": {"/name": "Old Ilse"}}),
+    Case("webp-exif", "JSON in the comment of a WEBP", (20,), "webp", webp(tiff(dump(_V2))),
+         {"container": "webp", "parse": {"/name": "Old Ilse"}}),
+    Case("webp-exif-numbers", "the comment is a list of byte values", (20,), "webp",
+         webp(tiff(",".join(str(byte) for byte in dump(_V2)).encode(), order=">")),
+         {"container": "webp", "parse": {"/name": "Old Ilse"}}),
+    Case("webp-no-card", "a WEBP without a comment", (20,), "webp", webp(), {"error": "no_card"}),
+    Case("byaf", "Backyard's archive: one character, two scenarios", (), "byaf",
+         archive(*(Member(path, dump(value)) for path, value in _BYAF.items())),
+         {"parse": {"/name": "Ilse of Low Sill", "/nickname": "Ilse"},
+          "greetings": ["Mind the rope, Wren.", "Early, Wren?"], "spoken": ["Late?", "No."],
+          "said": ["Ilse ferries Wren over."], "unsaid": ["{character}", "{user}"]}),
+    Case("pygmalion", "Pygmalion's JSON", (), "json",
+         dump({"char_name": "Ilse", "char_persona": "{{char}} keeps the ferry.",
+               "char_greeting": "Mind the rope.", "example_dialogue": "{{user}}: Late?",
+               "world_scenario": "A cold evening."}),
+         {"parse": {"/name": "Ilse", "/scenario": "A cold evening."},
+          "order": ["Ilse keeps the ferry.", "Mind the rope."]}),
+    Case("webui-json", "text-generation-webui's JSON", (), "json",
+         dump({"name": "Ilse", "context": "Ilse keeps the ferry.", "greeting": "Mind the rope."}),
+         {"parse": {"/name": "Ilse", "/first_mes": "Mind the rope."}}),
+    Case("webui-yaml", "text-generation-webui's YAML", (), "yaml",
+         b"name: Ilse\ngreeting: Mind the rope.\ncontext: |-\n  Ilse keeps the ferry.\n  Dry.\n",
+         {"parse": {"/name": "Ilse", "/description": "Ilse keeps the ferry.\nDry."}}),
+    Case("yaml-anchors", "YAML whose aliases would grow without end", (14,), "yaml",
+         b"name: x\n" + b"".join(b"a%d: &a%d [%s]\n" % (n, n, b", ".join([b"*a%d" % (n - 1)] * 9)
+                                                       if n else b"1") for n in range(9)),
+         {"refused": True}),
+    Case("character-ai-text", "a definition of Character.AI: dialogue alone", (), "txt",
+         b"{{char}}: Mind the rope.\n{{user}}: Late?\n{{char}}: Never.\nEND_OF_DIALOG\n"
+         b"{{random_user_1}}: Hello\n{{char}}: Evening.\n",
+         {"said": ["Never."], "unsaid": ["END_OF_DIALOG"]}),
+    Case("character-ai-json", "Character.AI's JSON with a definition", (), "json",
+         dump({"name": "Ilse", "title": "Ferries", "greeting": "Mind the rope.",
+               "description": "Keeps the ferry.", "definition": "{{char}}: Never late.\n"
+               "END_OF_DIALOG\n{{user}}: Hello\n{{char}}: Evening."}),
+         {"parse": {"/name": "Ilse", "/first_mes": "Mind the rope."}, "said": ["Never late."],
+          "unsaid": ["END_OF_DIALOG"]}),
+    Case("world-info", "SillyTavern's world info: a lorebook without a character", (), "json",
+         dump({"entries": {"0": {"uid": 0, "key": ["rope"], "keysecondary": [], "content":
+                                 "The rope is tarred.", "constant": False, "selective": False,
+                                 "order": 100, "position": 0, "disable": False}}}),
+         {"book": {"/entries/0/keys": ["rope"], "/entries/0/content": "The rope is tarred.",
+                   "/entries/0/enabled": True}}),
+    Case("v3-lorebook", "a V3 lorebook of its own", (), "json",
+         dump({"spec": "lorebook_v3", "data": {"extensions": {}, "entries":
+                                               [entry(["rope"], "The rope is tarred.")]}}),
+         {"book": {"/entries/0/content": "The rope is tarred."}}),
+)  # fmt: skip
