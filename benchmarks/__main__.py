@@ -9,11 +9,12 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import cards, engine, kvstore, prompts, quality, turns
+from benchmarks import cards, engine, gpu, kvstore, prompts, quality, turns
 
 BENCHMARKS = {
     "cards": cards,
     "engine": engine,
+    "gpu": gpu,
     "kvstore": kvstore,
     "prompts": prompts,
     "quality": quality,

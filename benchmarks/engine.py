@@ -2,8 +2,8 @@
 
 Ours is end to end through `Engine.step`: scheduling, the model, greedy sampling, detokenising.
 Peers are programs of their own: llama.cpp (`--llama-python`) as shipped, Q4_0 and Q8_0,
-CTranslate2 in int8 (`--ctranslate2-python`), transformers in float32. The best of all counts for
-each figure. A peer that is not there has no key; the reason is printed.
+CTranslate2 in int8 (`--ctranslate2-python`), transformers on PyTorch in float32. The best of all
+counts for each figure. A peer that is not there has no key; the reason is printed.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ def run_peers(name: str, args: argparse.Namespace) -> dict[str, dict[str, float]
     for peer, python, model in (
         ("llama", args.llama_python, gguf),
         ("ctranslate2", args.ctranslate2_python, folder),
-        ("transformers", sys.executable, folder),
+        ("torch", sys.executable, folder),
     ):
         for kind, rates in _run_peer(peer, python, model, work, args).items():
             found[f"{peer} {kind}"] = rates

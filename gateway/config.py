@@ -159,10 +159,16 @@ class EngineConfig:
     """The local engine; see `backends.local.settings.EngineSettings`."""
 
     model: str = _knob("gemma-3-270m", "packaged model, or path of a Hugging Face folder")
+    device: str = _knob(
+        "auto", "what computes; auto is a CUDA device, if any", choices=("auto", "cpu", "cuda")
+    )
     threads: int = _knob(0, "CPU threads; 0 uses every core", low=0, high=1024)
     context: int = _knob(4096, "most tokens of one prompt and its reply", low=64, high=1 << 20)
     max_running: int = _knob(8, "replies computed together", low=1, high=1024)
-    max_queued: int = _knob(64, "turns that may wait for the engine", low=0, high=100_000)
+    max_queued: int = _knob(64, "turns that may wait for the engine", low=1, high=100_000)
+    max_wait_seconds: int = _knob(
+        60, "longest wait for a turn's first step; then it is refused", low=1, high=3600
+    )
     step_tokens: int = _knob(256, "tokens of one scheduling step", low=1, high=65536)
     store: str = _knob("tiered", "where KV is kept between turns", choices=("tiered", "none"))
     device_bytes: int = _knob(

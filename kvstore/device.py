@@ -2,8 +2,8 @@
 
 One arena a group, `uint8 [slots, page_bytes]`; a page is the payload of a whole block, and a
 shorter block is the same runs cut short (docs/kv-record.md). On a CPU the arena is ordinary memory
-that the system commits when it is first written; with CUDA it lies on the card, and buffers for
-restores are pinned host memory.
+that the system commits when it is first written; with CUDA it lies on the card, and restores go
+through pinned host memory, copied on a stream of their own while the host goes on.
 
 The engine's thread and the store's readers come here together: one lock.
 """
@@ -75,6 +75,7 @@ class DeviceTier:
         self.layout = layout
         self.device = torch.device(device)
         self._on_cpu = self.device.type == "cpu"
+        self._copies: torch.cuda.Stream | None = None
         self._groups = {group.id: group for group in layout.groups}
         self._clock = clock
         self._lock = threading.RLock()
@@ -178,6 +179,22 @@ class DeviceTier:
                 whole[:] = part
             if not self._on_cpu:
                 self.pages[group][slot] = torch.from_numpy(page).to(self.device)
+
+    def copy_in(self, staged: Sequence[tuple[int, int, Tensor]]) -> None:
+        """Starts to copy whole pages, each a group, a held slot and pinned bytes, to the device.
+
+        What is launched later on the caller's stream sees them; the call does not wait.
+        """
+        if not staged:
+            return
+        if self._copies is None:
+            self._copies = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        launched = torch.cuda.current_stream(self.device)
+        self._copies.wait_stream(launched)  # the pages' last readers
+        with torch.cuda.stream(self._copies):
+            for group, slot, page in staged:
+                self.pages[group][slot].copy_(page, non_blocking=True)
+        launched.wait_stream(self._copies)
 
     def room(self) -> DeviceRoom:
         """Where one restore may put its blocks."""
@@ -318,12 +335,14 @@ class DeviceRoom:
     """Implements `kvstore.api.Room`: slots of the device, one a block.
 
     A whole block on a CPU is written where it will be read; anything else goes through a buffer
-    and is put in its place by `settle`. Every slot that was taken is the caller's to release.
+    (pinned memory for a device's whole blocks) and is put in its place by `settle`. Every slot that
+    was taken is the caller's to release.
     """
 
     def __init__(self, tier: DeviceTier) -> None:
         self._tier = tier
         self._staged: dict[BlockKey, memoryview] = {}
+        self._pinned: dict[BlockKey, Tensor] = {}
         self.slots: dict[BlockKey, int] = {}
 
     def take(self, keys: Sequence[BlockKey]) -> list[memoryview] | None:
@@ -340,9 +359,14 @@ class DeviceRoom:
 
     def settle(self, keys: Iterable[BlockKey]) -> None:
         """Moves the blocks that arrived to their pages."""
+        pinned = []
         for key in keys:
+            if (page := self._pinned.pop(key, None)) is not None:
+                self._staged.pop(key)
+                pinned.append((key.group, self.slots[key], page))
             if (staged := self._staged.pop(key, None)) is not None:
                 self._tier.write(key.group, self.slots[key], key.tokens, staged)
+        self._tier.copy_in(pinned)
 
     def release(self, keys: Iterable[BlockKey]) -> None:
         """Gives the slots of these back."""
@@ -357,5 +381,10 @@ class DeviceRoom:
                 return page
         if key not in self._staged:
             size = key.tokens * self._tier.bytes_per_token(key.group)
-            self._staged[key] = memoryview(bytearray(size))
+            whole = key.tokens == self._tier.layout.block_tokens
+            if whole and self._tier.device.type == "cuda":
+                pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+                self._pinned[key], self._staged[key] = pinned, pinned.numpy().data
+            else:
+                self._staged[key] = memoryview(bytearray(size))
         return self._staged[key]

@@ -51,10 +51,12 @@ def closure(wanted: list[str]) -> set[str]:
     """What `wanted` needs, as installed here, without torch itself."""
     names: set[str] = set()
     todo = [Requirement(text) for text in wanted]
+    # Only torch's CUDA build asks for these, unless the project does.
+    own = {need.name for need in todo}
     while todo:
         need = todo.pop()
         name = canonicalize_name(need.name)
-        if name in names or name.startswith(("nvidia-", "cuda-", "triton")):
+        if name in names or (name not in own and name.startswith(("nvidia-", "cuda-", "triton"))):
             continue
         names.add(name)
         for text in distribution(name).requires or []:

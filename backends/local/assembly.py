@@ -12,7 +12,7 @@ import torch
 from backends.api import Capabilities
 from backends.local.checkpoint import load
 from backends.local.engine import Engine
-from backends.local.kernels.cpu import build, kernel_cache
+from backends.local.kernels.cpu import kernel_cache, start_build
 from backends.local.packaged import prepare
 from backends.local.paged import pages_needed
 from backends.local.prefix import Prefixes
@@ -29,6 +29,7 @@ from kvstore.tiered import TieredStore
 
 if TYPE_CHECKING:
     from backends.local.checkpoint import LoadedModel
+    from backends.local.model import DeviceChoice
     from backends.local.progress import Progress
     from backends.local.settings import EngineSettings
     from backends.local.template import Template
@@ -54,20 +55,23 @@ def assemble(settings: EngineSettings, progress: Progress) -> Assembled:
     Sets torch's thread count. Raises `ModelError`, `StoreError`, `ValueError` (settings that
     contradict each other) or `OSError` (data folder), each with one line for people.
     """
-    limits = Limits(settings.max_running, settings.max_queued, settings.step_tokens)
+    limits = Limits(
+        settings.max_running, settings.max_queued, settings.step_tokens, settings.max_wait_seconds
+    )
     if settings.context < 2:
         raise ValueError(f"context must be at least 2: {settings.context}")
     torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
     settings.data_dir.mkdir(parents=True, exist_ok=True)
+    # The first start compiles them, which takes seconds; until then PyTorch does the same.
+    kernels = start_build(kernel_cache())
     folder = prepare(settings.model, settings.data_dir, progress)
     progress("Loading the model", 0, 1)
-    # The first start compiles them, which takes seconds; without a compiler PyTorch does the same.
-    kernels = build(kernel_cache())
-    model = load(folder, kernels=kernels)
+    model = load(folder, kernels=kernels, device=_device(settings.device), context=settings.context)
     _ = model.tokenizer.blank_ids  # a scan of the vocabulary that the first turn need not wait for
     layout = model.config.kv_layout(model.decoder.kv_dtype)
     spaces = _Spaces(settings, model, layout)
-    device = DeviceTier(layout, slot_counts(layout, settings.device_bytes))
+    slots = slot_counts(layout, settings.device_bytes)
+    device = DeviceTier(layout, slots, device=model.decoder.device)
     policy = Policy()
     store = _open_store(settings, layout, device, policy)
     prefixes = Prefixes(store, device, spaces.of_tenant, policy)
@@ -79,6 +83,7 @@ def assemble(settings: EngineSettings, progress: Progress) -> Assembled:
                 f"device_bytes ({settings.device_bytes}) is too small for one chat of {context} "
                 "tokens; raise it or lower context"
             )
+    model.decoder.prepare(device, limits.max_running, limits.step_tokens)
     engine = Engine(
         model.decoder,
         model.tokenizer,
@@ -96,6 +101,14 @@ def assemble(settings: EngineSettings, progress: Progress) -> Assembled:
         sampling=model.profile.sampling,
     )
     return Assembled(engine, model.template, capabilities, layout, device)
+
+
+def _device(name: str) -> DeviceChoice:
+    match name:
+        case "auto" | "cpu" | "cuda":
+            return name
+        case other:
+            raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', not {other!r}")
 
 
 class _Spaces:

@@ -18,11 +18,13 @@ from backends.local.profile import PROFILES, Profile, detect_profile
 from backends.local.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
     from pathlib import Path
 
     from torch import Tensor
 
     from backends.local.kernels.cpu import CpuKernels
+    from backends.local.model import DeviceChoice
     from backends.local.template import Template
 
 __all__ = ["LoadedModel", "load"]
@@ -54,11 +56,14 @@ def load(
     path: Path,
     *,
     numerics: Literal["int8", "float32"] = "int8",
-    kernels: CpuKernels | None = None,
+    kernels: CpuKernels | Future[CpuKernels | None] | None = None,
+    device: DeviceChoice = "cpu",
+    context: int = 8192,
 ) -> LoadedModel:
     """Loads a folder that `backends.local.packaged.prepare` gave.
 
-    `kernels` make int8 fast and change no bit of it (`backends.local.kernels.cpu.build`).
+    `kernels` make int8 fast and change no bit of it (`backends.local.kernels.cpu.build`), and
+    neither does a CUDA `device`, made ready for `context` tokens: see `Decoder.int8`.
     Raises `WeightsMissing`, `WeightsDamaged` or `UnsupportedModel`, each with the file's name.
     """
     config = ModelConfig.from_hf(_read_object(path / "config.json"))
@@ -71,7 +76,7 @@ def load(
     files = _weight_files(path)
     weights = _read_tensors(path, files, config)
     if numerics == "int8":
-        decoder = Decoder.int8(config, weights, kernels)
+        decoder = Decoder.int8(config, weights, kernels, device=device, context=context)
     else:
         decoder = Decoder.float32(config, weights)
     tokenizer = Tokenizer.load(path)

@@ -248,6 +248,9 @@ class Engine:
             live = self._live[request.id]
             with self._failing_alone(live):
                 self._begin(live)
+        for request in self._scheduler.late(self._clock()):
+            message = f"no room came free in {self._limits.max_wait:g} s"
+            self._fail(self._live[request.id], message, BackendErrorCode.OVERLOADED)
         for arrival in self._prefixes.arrived(self._clock()):
             live = next(v for v in self._live.values() if v.prefix is arrival.prefix)
             with self._failing_alone(live):
@@ -353,7 +356,7 @@ class Engine:
         ]
         began = self._clock()
         try:
-            logits = self._decoder.forward(chunks).numpy()  # [len(slices), V]
+            rows = self._decoder.fetch(self._decoder.forward(chunks))
         except Exception:
             log.exception("forward_failed", requests=len(plan.slices), tokens=plan.token_count)
             for piece in plan.slices:
@@ -362,7 +365,7 @@ class Engine:
         now = self._clock()
         if len(plan.slices) < plan.token_count:
             self._prefixes.computed(plan.token_count, now - began)
-        for piece, row in zip(plan.slices, logits, strict=True):
+        for piece, row in zip(plan.slices, rows, strict=True):
             live = self._live[piece.request.id]
             with self._failing_alone(live):
                 piece.request.advance(piece.end - piece.start)

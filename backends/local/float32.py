@@ -30,6 +30,7 @@ class Float32Steps:
 
     kv_dtype: KVDtype = "float32"
     numerics = "float32"
+    device = "cpu"
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
         self._config = config

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from backends.api import (
     Finished,
     FinishReason,
@@ -24,11 +26,11 @@ from backends.local.sampling import Sampler
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from backends.api import Turn, TurnEvent
     from backends.errors import BackendError
+    from backends.local.sampling import Row
     from backends.local.template import Prompt
 
     Emit = Callable[[TurnEvent | BackendError], None]
@@ -83,7 +85,7 @@ class Generation:
     ) -> None:
         """`context` leaves room for at least one token behind the prompt."""
         assert len(prompt.ids) < context
-        self.request = Request(id, turn.tenant, prompt.ids)
+        self.request = Request(id, turn.tenant, prompt.ids, arrived=arrived)
         self.turn = turn
         self.prompt = prompt
         self.boundaries = prompt.boundaries
@@ -100,12 +102,15 @@ class Generation:
         """The length of the sequence if the reply takes all that it may."""
         return self.request.prompt_len + self._most
 
-    def sample(self, logits: NDArray[np.float32], now: float) -> FinishReason | None:
+    def sample(self, logits: NDArray[np.float32] | Row, now: float) -> FinishReason | None:
         """Draws the next token of logits [V] and sends its text; says why the reply ends here.
 
         `now` is the moment the logits were there. Raises `ValueError` for broken logits.
         """
-        token = self._sampler.draw(logits)
+        if isinstance(logits, np.ndarray):
+            token = self._sampler.draw(logits)
+        else:
+            token = self._sampler.draw_from(logits)
         self.request.append(token)
         self.clocks.first = self.clocks.first or now
         self.clocks.last = now

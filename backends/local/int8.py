@@ -28,6 +28,7 @@ class Int8Steps:
 
     kv_dtype: KVDtype = "int8"
     numerics = NUMERICS
+    device = "cpu"
 
     def __init__(self, model: QuantModel) -> None:
         self._model = as_float(model)

@@ -2,35 +2,46 @@
 
 The tokens of all chunks are laid end to end for the linear layers; attention reads each sequence's
 own pages of KV. How a step is computed is a `Steps`: float32 in PyTorch, int8 in PyTorch, or int8
-in our C++ kernels, which give the same bits as the second.
+in our C++ or our CUDA kernels, which give the same bits as the second.
 """
 
 from __future__ import annotations
 
 import math
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 
+from backends.local.errors import ModelError
 from backends.local.float32 import Float32Steps
 from backends.local.int8 import Int8Steps
 from backends.local.kernels.batch import Batch
 from backends.local.kernels.cpu import CpuSteps
 from backends.local.kernels.pages import GroupTable
+from backends.local.paged import NoRoom, SequenceKV
 from backends.local.quantize import quantize
+from backends.local.warming import WarmingSteps
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from backends.local.kernels.batch import Steps
     from backends.local.kernels.cpu import CpuKernels
     from backends.local.model_config import KVDtype, ModelConfig
-    from backends.local.paged import SequenceKV
+    from backends.local.quantize import QuantModel
+    from backends.local.sampling import Row
+    from kvstore.device import DeviceTier
 
-__all__ = ["Chunk", "Decoder", "random_weights"]
+__all__ = ["Chunk", "Decoder", "DeviceChoice", "random_weights"]
+
+DeviceChoice = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +76,28 @@ class Decoder:
     @classmethod
     @torch.inference_mode()
     def int8(
-        cls, config: ModelConfig, weights: Mapping[str, Tensor], kernels: CpuKernels | None
+        cls,
+        config: ModelConfig,
+        weights: Mapping[str, Tensor],
+        kernels: CpuKernels | Future[CpuKernels | None] | None,
+        *,
+        device: DeviceChoice = "cpu",
+        context: int = 8192,
     ) -> Decoder:
-        """Computes in int8: with `kernels` where they support the model, else in PyTorch.
+        """Computes in int8: on a CUDA device, with `kernels` where they support the model, or in
+        PyTorch; the same bits. `auto` takes the device where there is one that passes its trial.
+        Kernels that are still being compiled take over from PyTorch when they are ready.
 
-        The float32 `weights` are not needed afterwards.
+        `context` is what the device is made ready for. The float32 `weights` are not needed
+        afterwards. Raises `ModelError` where `device` is `cuda` and that cannot be.
         """
         model = quantize(config, weights)
+        if device != "cpu" and (steps := _on_gpu(model, device, context)) is not None:
+            return cls(config, steps)
+        if isinstance(kernels, Future):
+            if not kernels.done():
+                return cls(config, WarmingSteps(model, kernels))
+            kernels = kernels.result()
         if kernels is not None and kernels.supports(config):
             return cls(config, CpuSteps(model, kernels))
         return cls(config, Int8Steps(model))
@@ -90,6 +116,50 @@ class Decoder:
     def numerics(self) -> str:
         """The name of the arithmetic."""
         return self._steps.numerics
+
+    @property
+    def device(self) -> str:
+        """Where the pages of KV lie: `cpu` or `cuda`."""
+        return self._steps.device
+
+    def prepare(self, arena: DeviceTier, sequences: int, tokens: int) -> None:
+        """Takes every shape of step, so that none is compiled while somebody waits for it.
+
+        Up to `sequences` sequences and `tokens` new tokens a step, in the empty pool `arena`. On a
+        CPU there is nothing to prepare.
+        """
+        if self.device == "cpu":
+            return
+        sizes = []
+        size = 1 << (sequences - 1).bit_length()
+        while size:  # the largest first: steps with prefill are padded to it
+            sizes.append([1] * min(size, sequences))
+            size //= 2
+        sizes += [[count] for count in range(64, tokens + 64, 64)]
+        for counts in sizes:
+            # Launched, then captured, then replayed.
+            for _ in range(3):
+                kvs = [SequenceKV(arena) for _ in counts]
+                try:
+                    self.forward(
+                        [
+                            Chunk(kv, torch.zeros(count, dtype=torch.int64))
+                            for kv, count in zip(kvs, counts, strict=True)
+                        ]
+                    )
+                except NoRoom:
+                    return  # nor will there be for more
+                finally:
+                    for kv in kvs:
+                        kv.free()
+
+    def fetch(self, logits: Tensor) -> Sequence[NDArray[np.float32] | Row]:
+        """What `forward` gave, for the samplers; waits for a device to have computed it."""
+        if logits.device.type == "cpu":
+            return list(logits.numpy())
+        from backends.local.gpu.greedy import DeviceRows
+
+        return DeviceRows(logits)
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk]) -> Tensor:
@@ -124,16 +194,16 @@ class Decoder:
 
 def _lay_out(chunks: Sequence[Chunk], *, every: bool) -> Batch:
     starts, lengths = [0], []
-    positions: list[int] = []
+    positions = []
     for chunk in chunks:
         before, count = chunk.kv.length, len(chunk.tokens)
         starts.append(starts[-1] + count)
         lengths.append(before + count)
-        positions.extend(range(before, before + count))
+        positions.append(torch.arange(before, before + count, dtype=torch.int32))
     arena = chunks[0].kv.arena
     return Batch(
         tokens=torch.cat([chunk.tokens for chunk in chunks]).int(),
-        positions=_ints(positions),
+        positions=torch.cat(positions),
         starts=_ints(starts),
         lengths=_ints(lengths),
         wanted=_ints(list(range(starts[-1])) if every else [end - 1 for end in starts[1:]]),
@@ -145,16 +215,32 @@ def _lay_out(chunks: Sequence[Chunk], *, every: bool) -> Batch:
     )
 
 
-def _table(pages: Tensor, tables: Sequence[tuple[int, list[int]]]) -> GroupTable:
-    width = max(len(slots) for _, slots in tables)
+def _table(pages: Tensor, tables: Sequence[tuple[int, array[int]]]) -> GroupTable:
+    slots = np.zeros((len(tables), max(len(row) for _, row in tables)), np.int32)
+    for into, (_, row) in zip(slots, tables, strict=True):
+        into[: len(row)] = np.frombuffer(row, np.int32)
     return GroupTable(
         pages=pages,
-        slots=_ints([slots + [0] * (width - len(slots)) for _, slots in tables]),
+        slots=torch.from_numpy(slots),
         first_page=_ints([first for first, _ in tables]),
     )
 
 
-def _ints(values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
+def _on_gpu(model: QuantModel, device: DeviceChoice, context: int) -> Steps | None:
+    """The steps of a CUDA device, unless `auto` finds none that can be trusted."""
+    if not torch.cuda.is_available():
+        if device == "cuda":
+            raise ModelError("there is no CUDA device")
+        return None
+    from backends.local.gpu.trial import trusted_steps
+
+    steps = trusted_steps(model, context=context)
+    if steps is None and device == "cuda":
+        raise ModelError("the CUDA device did not pass its trial; the log says why")
+    return steps
+
+
+def _ints(values: Sequence[int]) -> Tensor:
     return torch.tensor(values, dtype=torch.int32)
 
 

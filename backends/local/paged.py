@@ -7,6 +7,7 @@ the next kept prefix can ask for, so their memory does not grow with the context
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ class NoRoom(Exception):
 @dataclass(slots=True)
 class _Table:
     first_page: int = 0
-    slots: list[int] = field(default_factory=list)
+    slots: array[int] = field(default_factory=lambda: array("i"))
 
 
 def pages_needed(group: Group, tokens: int, step_tokens: int, block_tokens: int) -> int:
@@ -55,8 +56,8 @@ class SequenceKV:
         self._step = arena.layout.block_tokens
         self._tables = {group.id: _Table() for group in arena.layout.groups}
 
-    def table(self, group: int) -> tuple[int, list[int]]:
-        """First page and slots of a group; do not mutate."""
+    def table(self, group: int) -> tuple[int, array[int]]:
+        """First page and slots (int32) of a group; do not mutate."""
         table = self._tables[group]
         return table.first_page, table.slots
 
@@ -85,7 +86,7 @@ class SequenceKV:
                 taken = self.arena.take(group.id, lacking)
                 if taken is None:
                     raise NoRoom
-                table.slots += taken
+                table.slots.extend(taken)
 
     def advance(self, tokens: int) -> None:
         """Counts `tokens` that every owning layer has written."""
@@ -106,7 +107,7 @@ class SequenceKV:
             starts = list(range(first, length, self._step))
             if [key.start for key in run] != starts or run[-1].prefix.length != length:
                 raise ValueError(f"group {group.id} does not hold the prefix of {length} tokens")
-            tables[group.id] = _Table(first // self._step, [slots[key] for key in run])
+            tables[group.id] = _Table(first // self._step, array("i", [slots[key] for key in run]))
         self._tables = tables
         self.length = length
 
@@ -131,7 +132,7 @@ class SequenceKV:
         """Gives every page back. Idempotent."""
         for group, table in self._tables.items():
             self.arena.release(group, table.slots)
-            table.slots = []
+            table.slots = array("i")
 
     def _slot(self, group: int, start: int) -> int:
         table = self._tables[group]

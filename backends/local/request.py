@@ -45,16 +45,30 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 class Request:
     """A prompt on its way to a reply. The engine moves it; the scheduler reads it.
 
+    `arrived` is when, in seconds on the engine's clock.
+
     Raises `ValueError` for an empty prompt.
     """
 
-    __slots__ = ("_state", "computed_len", "id", "prompt_len", "restored_len", "tenant", "tokens")
+    __slots__ = (
+        "_state",
+        "arrived",
+        "computed_len",
+        "id",
+        "prompt_len",
+        "restored_len",
+        "tenant",
+        "tokens",
+    )
 
-    def __init__(self, id: int, tenant: str, prompt: Sequence[int]) -> None:
+    def __init__(
+        self, id: int, tenant: str, prompt: Sequence[int], *, arrived: float = 0.0
+    ) -> None:
         if not prompt:
             raise ValueError("a prompt needs at least one token")
         self.id = id
         self.tenant = tenant
+        self.arrived = arrived
         self.tokens = list(prompt)
         self.prompt_len = len(prompt)
         self.restored_len = 0

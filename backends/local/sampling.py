@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -32,10 +32,29 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
     Ids = NDArray[np.int64]
 
-__all__ = ["Sampler"]
+__all__ = ["Row", "Sampler"]
 
 FIRST_LOOK = 256
 """Candidates of the first look for top-p; sixteen times as many in each further one."""
+
+MOST_FETCHED = 128
+"""The largest top-k for which the likeliest entries of a row are fetched instead of all."""
+
+
+class Row(Protocol):
+    """One row of logits [V] that lies elsewhere: what is asked of it is fetched."""
+
+    def best(self) -> tuple[int, float]:
+        """The lowest id of the largest logit, and that logit; not finite where one is NaN."""
+        ...
+
+    def top(self, count: int) -> tuple[Ids, Floats]:
+        """At least `count` largest logits, or all: their ids, ascending, and they."""
+        ...
+
+    def values(self) -> Floats:
+        """All of them."""
+        ...
 
 
 class Sampler:
@@ -54,7 +73,37 @@ class Sampler:
             np.random.PCG64(secrets.randbits(63) if seed is None else seed)
         )
         self._seen = set(prompt) if sampling.repetition_penalty != 1.0 else None
-        self._not_first: Ids | None = np.array(sorted(not_first), dtype=np.int64)
+        self._not_first: Ids | None = (
+            np.array(sorted(not_first), dtype=np.int64) if not_first else None
+        )
+
+    def draw_from(self, row: Row) -> int:
+        """What `draw` gives for the row's values, fetching no more of them than it takes."""
+        sampling = self._sampling
+        if self._seen is not None or self._not_first is not None:
+            return self.draw(row.values())
+        if sampling.temperature == 0.0:
+            token, logit = row.best()
+            if not math.isfinite(logit):
+                raise ValueError("the model gave no finite logit")
+            return token
+        if 0 < sampling.top_k <= MOST_FETCHED:
+            ids, values = row.top(MOST_FETCHED + 1)
+            best = values.max()
+            if math.isfinite(best) and self._holds_top(values, best):
+                return int(ids[self._pick(values, best)])
+        return self.draw(row.values())
+
+    def _holds_top(self, values: Floats, best: np.float32) -> bool:
+        """Whether everything outside these largest values is below the k-th, temperature applied.
+
+        The temperature may round two logits to one, and among equals the lowest id counts.
+        """
+        if len(values) <= MOST_FETCHED:
+            return True  # the whole row
+        scaled = (values - best) / np.float32(self._sampling.temperature)
+        kth = np.partition(scaled, -self._sampling.top_k)[-self._sampling.top_k]
+        return bool(scaled.min() < kth)
 
     def draw(self, logits: Floats) -> int:
         """The next token of logits [V] float32; mutates the generator, never `logits`.

@@ -2,6 +2,7 @@
 
 One step of the engine:
 
+    late()      who has waited too long and is to be refused
     admit()     queued -> running, up to `max_running`, round robin over tenants
     plan()      every decode (one token each), then prefill chunks while the budget lasts
 
@@ -38,6 +39,7 @@ class Full(Exception):
 class Limits:
     """The scheduler's bounds. Raises `ValueError` where they contradict each other.
 
+    Who has waited for `max_wait` seconds and does not run yet is refused.
     `step_tokens` must cover `max_running`, so that a step always has room for every decode and,
     while anyone prefills, for at least one token of prefill.
     """
@@ -45,12 +47,15 @@ class Limits:
     max_running: int = 8
     max_queued: int = 64
     step_tokens: int = 256
+    max_wait: float = 60.0
 
     def __post_init__(self) -> None:
         if self.max_running < 1:
             raise ValueError(f"max_running must be at least 1: {self.max_running}")
         if self.max_queued < 1:
             raise ValueError(f"max_queued must be at least 1: {self.max_queued}")
+        if self.max_wait <= 0:
+            raise ValueError(f"max_wait must be above 0: {self.max_wait}")
         if self.step_tokens < self.max_running:
             raise ValueError(
                 f"step_tokens ({self.step_tokens}) must not be below "
@@ -139,6 +144,11 @@ class Scheduler:
             self._running[request.id] = request
             admitted.append(request)
         return tuple(admitted)
+
+    def late(self, now: float) -> tuple[Request, ...]:
+        """Those whose time to wait is over at `now`; the caller refuses and removes them."""
+        since = now - self._limits.max_wait
+        return tuple(request for request in self.queued if request.arrived <= since)
 
     def plan(self) -> Plan:
         """What the next step computes."""

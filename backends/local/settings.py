@@ -16,9 +16,11 @@ class EngineSettings:
     """Settings of one engine process.
 
     `model` is the name of a packaged model or the path of a Hugging Face folder. Converted
-    weights, the KV files and the KV secret live under `data_dir`. `threads` 0 uses every core.
+    weights, the KV files and the KV secret live under `data_dir`. `device` is `auto` (a
+    CUDA device where there is one), `cpu` or `cuda`. `threads` 0 uses every core.
     `context` caps the model's own context length, in tokens. `step_tokens` is the budget of one
-    scheduling step: decodes first, the rest for chunks of prefill. `store` is `tiered` or `none`.
+    scheduling step: decodes first, the rest for chunks of prefill. A turn that waited
+    `max_wait_seconds` for its first step is refused. `store` is `tiered` or `none`.
     `device_bytes` is the pool of KV pages that attention reads; `host_bytes` and `disk_bytes`
     bound what lies behind it, `tenant_bytes` what one tenant may have of host memory (0: all).
     `remote_url` is a Redis or Valkey server shared with other engines, or empty.
@@ -26,10 +28,12 @@ class EngineSettings:
 
     data_dir: Path
     model: str = "gemma-3-270m"
+    device: str = "auto"
     threads: int = 0
     context: int = 4096
     max_running: int = 8
     max_queued: int = 64
+    max_wait_seconds: int = 60
     step_tokens: int = 256
     store: str = "tiered"
     device_bytes: int = 512 << 20

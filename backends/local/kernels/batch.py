@@ -35,12 +35,13 @@ class Batch:
 class Steps(Protocol):
     """One way to run a model's steps.
 
-    `kv_dtype` is what it keeps in the pages; `numerics` names its arithmetic: two ways of one
-    name give the same bits.
+    `kv_dtype` is what it keeps in the pages, which lie on `device` ("cpu" or "cuda"); `numerics`
+    names its arithmetic: two ways of one name give the same bits.
     """
 
     kv_dtype: KVDtype
     numerics: str
+    device: str
 
     def run(self, batch: Batch) -> Tensor:
         """Writes the new tokens' KV into the pages; returns float32 logits [W, vocab]."""

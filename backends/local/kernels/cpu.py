@@ -15,6 +15,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,8 @@ from backends.local.layers import RopeTables
 from backends.local.quantize import NUMERICS, QuantLinear
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from torch import Tensor
 
     from backends.local.kernels.batch import Batch
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     from backends.local.model_config import KVDtype, ModelConfig
     from backends.local.quantize import QuantModel
 
-__all__ = ["CpuKernels", "CpuSteps", "build", "kernel_cache", "variants"]
+__all__ = ["CpuKernels", "CpuSteps", "build", "kernel_cache", "start_build", "variants"]
 
 _log = structlog.get_logger()
 
@@ -106,6 +109,14 @@ def build(cache: Path, variant: str | None = None) -> CpuKernels | None:
     except OSError as error:
         _log.warning("kernels_missing", reason=str(error), effect="slow replies")
     return None
+
+
+def start_build(cache: Path) -> Future[CpuKernels | None]:
+    """`build` on a thread of its own, for a start that has other things to do meanwhile."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="compile-kernels")
+    built = pool.submit(build, cache)
+    pool.shutdown(wait=False)
+    return built
 
 
 def _compile(command: list[str], source: Path, target: Path) -> None:
@@ -247,6 +258,7 @@ class CpuSteps:
 
     kv_dtype: KVDtype = "int8"
     numerics = NUMERICS
+    device = "cpu"
 
     def __init__(self, model: QuantModel, kernels: CpuKernels) -> None:
         config = model.config

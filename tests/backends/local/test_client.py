@@ -25,6 +25,8 @@ from backends.testing import speak, turn
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from backends.api import TurnEvent
+
 LONG = Sampling(temperature=0.0, max_tokens=3000)
 BOUND_S = 30.0
 
@@ -147,6 +149,39 @@ async def test_kill_mid_turn(backend: LocalBackend) -> None:
     assert isinstance(events[-1], Finished)
     assert backend.pid not in (None, pid)
     assert backend.status().state is BackendState.READY
+
+
+@pytest.mark.parametrize("heard", [0, 1, 2, 5, 8])
+async def test_kill_at_every_step_of_a_turn(backend: LocalBackend, heard: int) -> None:
+    """Killed after so many events, from none on, a turn fails or is whole; the next one works."""
+    await backend.start()
+    reference, whole = await speak(backend.stream(turn()))
+    pid = backend.pid
+    assert pid is not None
+    assert len(whole) > 8
+    events: list[TurnEvent] = []
+    failed: BackendErrorCode | None = None
+    try:
+        async with asyncio.timeout(BOUND_S):
+            async with aclosing(backend.stream(turn(id="hit"))) as stream:
+                running = asyncio.ensure_future(anext(stream))
+                await asyncio.sleep(0)  # it is on its way
+                while True:
+                    if len(events) == heard:
+                        os.kill(pid, signal.SIGKILL)
+                    events.append(await running)
+                    running = asyncio.ensure_future(anext(stream))
+    except StopAsyncIteration:
+        ends = [event for event in (events[-1], whole[-1]) if isinstance(event, Finished)]
+        assert [end.sampled for end in ends] == [whole[-1].sampled] * 2  # type: ignore[union-attr]
+    except BackendError as error:
+        failed = error.code
+    assert failed in (None, BackendErrorCode.CRASHED)
+    async with asyncio.timeout(BOUND_S):
+        while backend.pid == pid:  # noqa: ASYNC110 (a whole turn may end before the death is seen)
+            await asyncio.sleep(0.01)
+        text, _ = await speak(backend.stream(turn(id="next")))
+    assert text == reference
 
 
 async def test_missing_model(settings: EngineSettings) -> None:

@@ -257,6 +257,16 @@ def test_overloaded(model: LoadedModel) -> None:
     assert sum(isinstance(h[-1], Finished) for h in heard) == 2
 
 
+def test_waits_no_longer_than_it_may(model: LoadedModel) -> None:
+    """A turn that found no room in its time is refused as retryable; who runs goes on."""
+    rig = Rig(model, limits=Limits(max_running=1, max_wait=1e-9))
+    heard = [rig.submit(greedy(max_tokens=3))[1] for _ in range(2)]
+    rig.drain()
+    assert isinstance(heard[0][-1], Finished)
+    assert error_of(heard[1]).code is BackendErrorCode.OVERLOADED
+    assert error_of(heard[1]).retryable
+
+
 def test_empty_prompt(model: LoadedModel) -> None:
     """A turn that renders to nothing is the caller's fault."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,14 @@ class Tiers:
             self.device.size(group.id) == self.device._pool.room(group.id)
             for group in self.device.layout.groups
         )
+
+    def come_to_rest(self) -> None:
+        """Steps until the readers have let go; half a minute at most."""
+        latest = time.monotonic() + 30
+        while not self.at_rest() and time.monotonic() < latest:
+            self.rig.engine.step()
+            time.sleep(0.001)
+        assert self.at_rest()
 
 
 def heard_ids(heard: Heard) -> list[int]:
@@ -224,11 +233,7 @@ def test_a_cancelled_restore_gives_its_pages_back(tiers: Tiers) -> None:
     assert not tiers.at_rest()  # the reader may still write there
     tiers.disk.gate.set()
     tiers.rig.drain()
-    for _ in range(2000):
-        tiers.rig.engine.step()
-        if tiers.at_rest():
-            break
-    assert tiers.at_rest()
+    tiers.come_to_rest()
     assert heard == []
 
 
@@ -245,8 +250,4 @@ def test_computing_overtakes_a_slow_restore(tiers: Tiers) -> None:
     usage = finished(heard).usage
     assert (usage.cached_tokens, usage.miss) == (0, "slow")
     tiers.disk.gate.set()
-    for _ in range(2000):
-        tiers.rig.engine.step()
-        if tiers.at_rest():
-            break
-    assert tiers.at_rest()
+    tiers.come_to_rest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -118,6 +119,7 @@ def test_full() -> None:
     [
         ({"max_running": 0}, "max_running"),
         ({"max_queued": 0}, "max_queued"),
+        ({"max_wait": 0.0}, "max_wait"),
         ({"max_running": 9, "step_tokens": 8}, "step_tokens"),
     ],
 )
@@ -207,5 +209,68 @@ def test_random_lives(events: list[tuple[object, ...]], max_running: int, extra:
         step()
         check()
     assert all(r.state is State.ENDED for r in everyone.values())
+    assert_empty(scheduler)
+
+
+def assert_empty(scheduler: Scheduler) -> None:
+    """Nothing of anybody is left."""
+    assert scheduler.queued == scheduler.running == ()
     assert vars(scheduler)["_queues"] == vars(scheduler)["_request_served"] == {}
     assert vars(scheduler)["_tenant_served"] == vars(scheduler)["_tenant_admitted"] == {}
+
+
+def test_ten_thousand_requests() -> None:
+    """A long trace of arrivals, cancels, waits and ends leaves nothing held; all got an end."""
+    chance = random.Random(4)
+    limits = Limits(max_running=6, max_queued=20, step_tokens=64, max_wait=40.0)
+    scheduler = Scheduler(limits)
+    ends = dict.fromkeys(("spoken", "cancelled", "late", "refused"), 0)
+    replies: dict[int, int] = {}
+    now = 0.0
+
+    def end(request: Request, how: str) -> None:
+        request.move(State.ENDED)
+        scheduler.remove(request)
+        ends[how] += 1
+
+    while len(replies) < 10_000 or scheduler.queued or scheduler.running:
+        now += 1.0
+        for _ in range(min(chance.choice((0, 0, 1, 3)), 10_000 - len(replies))):
+            request = Request(
+                len(replies), chance.choice("aaab"), [1] * chance.randint(1, 150), arrived=now
+            )
+            replies[request.id] = chance.randint(1, 8)
+            try:
+                scheduler.add(request)
+            except Full:
+                ends["refused"] += 1
+        held = (*scheduler.queued, *scheduler.running)
+        assert len(scheduler.running) <= limits.max_running
+        assert len(scheduler.queued) <= limits.max_queued
+        if held and chance.random() < 0.1:
+            end(chance.choice(held), "cancelled")
+        for request in scheduler.admit():
+            request.move(State.PREFILL)
+        for request in scheduler.late(now):
+            end(request, "late")
+        plan = scheduler.plan()
+        assert plan.slices or not scheduler.running
+        compute(plan)
+        for piece in plan.slices:
+            if len(piece.request.sampled) >= replies[piece.request.id]:
+                end(piece.request, "spoken")
+        assert all(now - request.arrived < limits.max_wait for request in scheduler.queued)
+    assert sum(ends.values()) == 10_000
+    assert all(ends.values()), ends
+    assert_empty(scheduler)
+
+
+def test_late() -> None:
+    """Who waited its time out is named as long as it does not run; who runs never is."""
+    scheduler = Scheduler(Limits(max_running=1, max_wait=10.0))
+    first, second = Request(1, "a", [1], arrived=0.0), Request(2, "a", [1], arrived=5.0)
+    scheduler.add(first)
+    scheduler.add(second)
+    start(scheduler)
+    assert scheduler.late(14.9) == ()
+    assert scheduler.late(15.0) == (second,)

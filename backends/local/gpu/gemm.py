@@ -1,0 +1,165 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+"""int8 linear layers: two dot products of 7-bit digits for one of 14-bit codes, summed in int32.
+
+Integer sums are exact in any order, so tiles and splits are chosen for speed alone: no choice here
+changes a bit. A product is left as `splits` partial sums, which the kernel that reads it adds up
+and scales, or is finished here to float32 (the output head).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from backends.local.quantize import QuantLinear
+
+__all__ = ["Tiles", "linear_logits", "linear_sums", "tiles_for"]
+
+
+@triton.jit(do_not_specialize=["T"])
+def _linear(
+    digits,  # int8 [2, rows, K]: high and low digits of the rows' codes
+    codes,  # int8 [N, K]
+    row_scale,
+    scale,
+    out,  # int32 [SPLITS, T, N], or float32 [T, N]
+    T,
+    N,
+    K,
+    plane,  # elements of one plane of digits
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLITS: tl.constexpr,
+    WHOLE_K: tl.constexpr,
+    FINISH: tl.constexpr,
+):
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    outs = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    split = tl.program_id(2)
+    ks = tl.arange(0, BLOCK_K)
+    row_ok = rows < T
+    out_ok = outs < N
+    x_at = digits + rows[:, None].to(tl.int64) * K + ks[None, :]
+    w_at = codes + outs[:, None].to(tl.int64) * K + ks[None, :]
+    high = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+    low = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+    steps = tl.cdiv(K, BLOCK_K)
+    share = tl.cdiv(steps, SPLITS)
+    for step in range(split * share, tl.minimum(steps, (split + 1) * share)):
+        at = step * BLOCK_K
+        if WHOLE_K:
+            x_high = tl.load(x_at + at, mask=row_ok[:, None], other=0)
+            x_low = tl.load(x_at + plane + at, mask=row_ok[:, None], other=0)
+            w = tl.load(w_at + at, mask=out_ok[:, None], other=0)
+        else:
+            k_ok = (ks + at < K)[None, :]
+            x_high = tl.load(x_at + at, mask=row_ok[:, None] & k_ok, other=0)
+            x_low = tl.load(x_at + plane + at, mask=row_ok[:, None] & k_ok, other=0)
+            w = tl.load(w_at + at, mask=out_ok[:, None] & k_ok, other=0)
+        w = tl.trans(w)
+        high = tl.dot(x_high, w, high, out_dtype=tl.int32)
+        low = tl.dot(x_low, w, low, out_dtype=tl.int32)
+    total = high * 128 + low
+    ok = row_ok[:, None] & out_ok[None, :]
+    at = rows[:, None].to(tl.int64) * N + outs[None, :]
+    if FINISH:
+        by_row = tl.load(row_scale + rows, mask=row_ok, other=0.0)
+        by_out = tl.load(scale + outs, mask=out_ok, other=0.0)
+        tl.store(out + at, total.to(tl.float32) * by_row[:, None] * by_out[None, :], mask=ok)
+    else:
+        tl.store(out + split.to(tl.int64) * T * N + at, total, mask=ok)
+
+
+_PROGRAMS = 264
+"""Two a multiprocessor of an H100, which is what has room there for tiles of 64 rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """How a product is cut: tile sizes, splits of the inputs, warps and pipeline stages."""
+
+    m: int
+    n: int
+    k: int
+    splits: int
+    warps: int
+    stages: int
+
+
+def tiles_for(tokens: int, outputs: int, inputs: int, *, split: bool = True) -> Tiles:
+    """The cut for x [tokens, inputs] @ w [outputs, inputs].T, reckoned for an H100.
+
+    Few tokens: the weights are read once, by enough programs to keep its 132 multiprocessors
+    reading, where need be by splitting the inputs. Many: square tiles for the tensor cores.
+    """
+    k = 128
+    if tokens > 64:
+        return Tiles(128, 128, k, 1, 8, 3)
+    m = max(16, triton.next_power_of_2(tokens))
+    # A program reads all rows' codes beside its weights: wide tiles do so less often.
+    n = 128 if m == 64 and outputs >= 64 * 128 else 64
+    columns, steps = -(-outputs // n), -(-inputs // k)
+    splits = 1
+    while split and splits * 2 * columns <= _PROGRAMS and splits * 4 <= steps and splits < 16:
+        splits *= 2
+    return Tiles(m, n, k, splits, 4, 3 if n == 128 else 4)
+
+
+def linear_sums(digits: Tensor, tokens: int, linear: QuantLinear, out: Tensor, tiles: Tiles) -> int:
+    """Partial sums of digits [2, rows, K] times the layer's codes; returns how many.
+
+    `out`: int32, at least splits * tokens * N elements; holds [splits, tokens, N] afterwards.
+    """
+    _launch(digits, tokens, linear, digits, out, tiles, finish=False)
+    return tiles.splits
+
+
+def linear_logits(
+    digits: Tensor, row_scale: Tensor, tokens: int, linear: QuantLinear, out: Tensor, tiles: Tiles
+) -> None:
+    """The layer's float32 outputs [tokens, N], into `out`; row_scale: float32 [rows]."""
+    assert tiles.splits == 1
+    _launch(digits, tokens, linear, row_scale, out, tiles, finish=True)
+
+
+def _launch(
+    digits: Tensor,
+    tokens: int,
+    linear: QuantLinear,
+    row_scale: Tensor,
+    out: Tensor,
+    tiles: Tiles,
+    *,
+    finish: bool,
+) -> None:
+    outputs, inputs = linear.codes.shape
+    assert digits.dtype == torch.int8
+    grid = (triton.cdiv(tokens, tiles.m), triton.cdiv(outputs, tiles.n), tiles.splits)
+    _linear[grid](
+        digits,
+        linear.codes,
+        row_scale,
+        linear.scale,
+        out,
+        tokens,
+        outputs,
+        inputs,
+        digits.stride(0),
+        BLOCK_M=tiles.m,
+        BLOCK_N=tiles.n,
+        BLOCK_K=tiles.k,
+        SPLITS=tiles.splits,
+        WHOLE_K=inputs % tiles.k == 0,
+        FINISH=finish,
+        num_warps=tiles.warps,
+        num_stages=tiles.stages,
+        enable_fp_fusion=False,
+    )

@@ -1,0 +1,398 @@
+"""One step of the int8 decoder as a run of kernel launches, in the order of `Int8Steps.run`.
+
+Ten a layer: product, heads, attention (two for decodes, two for chunks), product, norm, product,
+gate, product, norm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+
+from backends.local.gpu import attention, greedy, rows
+from backends.local.gpu.gemm import linear_logits, linear_sums, tiles_for
+from backends.local.kernels.pages import PAGE_TOKENS, int8_row_bytes, places
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from backends.local.gpu.shapes import Numbers
+    from backends.local.layers import Layer
+    from backends.local.quantize import QuantLinear, QuantModel
+
+__all__ = ["Launches", "Scratch", "pages_read"]
+
+_DECODE_REGISTERS = 168  # a thread: three programs of 128 threads on a multiprocessor
+_TILE_ROWS = 64  # queries times heads in a tile of prefill
+
+
+@dataclass(slots=True)
+class Scratch:
+    """What a launch leaves for the next; never read before it is written."""
+
+    x: Tensor  # float32 [T, hidden]: the residual stream
+    digits: Tensor  # int8 [2, T * widest input]
+    scales: tuple[Tensor, Tensor]  # float32 [T], taken in turns
+    sums: Tensor  # int32, a product's partial sums
+    q_codes: Tensor  # int16 [T, Hq * D]
+    q_scale: Tensor  # float32 [T, Hq]
+    attended: Tensor  # float32 [T, Hq * D]
+    tops: Tensor  # float32, one a page and head
+    totals: Tensor
+    outs: Tensor  # float32, D a page and head
+    logits: Tensor  # float32, W * vocab
+    top: Tensor  # float32 [W]
+    best: Tensor  # int32 [W]
+
+    @classmethod
+    def of(
+        cls,
+        model: QuantModel,
+        device: torch.device,
+        tokens: int,
+        wanted: int,
+        sums: int,
+        parts: int,
+    ) -> Scratch:
+        """Room for `tokens` rows, `wanted` rows of logits, `sums` partial sums of products and
+        `parts` pages times query heads of partial attention."""
+        config = model.config
+        queries = config.q_heads * config.head_dim
+        widest = max(config.hidden_size, queries, config.intermediate_size)
+
+        def floats(*sizes: int) -> Tensor:
+            return torch.zeros(sizes, device=device)
+
+        return cls(
+            x=floats(tokens, config.hidden_size),
+            digits=torch.zeros((2, tokens * widest), dtype=torch.int8, device=device),
+            scales=(floats(tokens), floats(tokens)),
+            sums=torch.zeros(sums, dtype=torch.int32, device=device),
+            q_codes=torch.zeros((tokens, queries), dtype=torch.int16, device=device),
+            q_scale=floats(tokens, config.q_heads),
+            attended=floats(tokens, queries),
+            tops=floats(parts),
+            totals=floats(parts),
+            outs=floats(parts * config.head_dim),
+            logits=floats(wanted * config.vocab_size),
+            top=floats(wanted),
+            best=torch.zeros(wanted, dtype=torch.int32, device=device),
+        )
+
+
+def pages_read(window: int | None, width: int) -> int:
+    """The most pages that a decode reads in a group of this window and table width."""
+    if window is None:
+        return width
+    return (window + PAGE_TOKENS - 1) // PAGE_TOKENS + 1
+
+
+class Launches:
+    """The launches of one model's steps; `digit` is the half-precision type of digits."""
+
+    def __init__(self, model: QuantModel, digit: tl.dtype) -> None:
+        config = model.config
+        self._model = model
+        self._digit = digit
+        layout = config.kv_layout("int8")
+        self._places = places(layout)
+        self.windows = [group.window for group in layout.groups]
+        self._g = config.q_heads // config.kv_heads
+        self._g_power = triton.next_power_of_2(self._g)
+        self.tile_tokens = max(1, _TILE_ROWS // self._g_power)
+        self._dim = triton.next_power_of_2(config.head_dim)
+        self._norm = {
+            "EPS": config.rms_eps,
+            "N": config.hidden_size,
+            "SIZE": triton.next_power_of_2(config.hidden_size),
+            "LEVELS": _levels(config.hidden_size),
+            "num_warps": _warps(config.hidden_size),
+            "enable_fp_fusion": False,
+        }
+
+    def step(
+        self,
+        numbers: Numbers,
+        pages: Sequence[Tensor],
+        scratch: Scratch,
+        ropes: Sequence[tuple[Tensor, Tensor]],
+    ) -> None:
+        """Launches everything on the current stream; `ropes`: cosines and sines by layer."""
+        model, config, shape = self._model, self._model.config, numbers.shape
+        s, tokens = scratch, shape.tokens
+        plane = s.digits.stride(0)
+        ins, outs = s.scales
+        layers = model.layers
+        rows.embed_and_norm[(tokens,)](
+            numbers["tokens"],
+            model.embedding.codes,
+            model.embedding.scale,
+            s.x,
+            layers[0].before_attention,
+            s.digits,
+            ins,
+            plane,
+            FACTOR=config.embed_scale,
+            MAX_CODE=layers[0].qkv.max_code,
+            **self._norm,
+        )
+        for index, layer in enumerate(layers):
+            self._attention(index, layer, numbers, pages, s, ins, outs, ropes[index])
+            ins, outs = outs, ins
+            splits = self._product(s, tokens, layer.out)
+            self._residual(
+                numbers,
+                s,
+                splits,
+                layer.out,
+                layer.after_attention,
+                layer.before_mlp,
+                layer.gate_up.max_code,
+                ins,
+                outs,
+                last=False,
+            )
+            ins, outs = outs, ins
+            splits = self._product(s, tokens, layer.gate_up)
+            inner = config.intermediate_size
+            rows.gate_rows[(tokens,)](
+                s.sums,
+                ins,
+                layer.gate_up.scale,
+                s.digits,
+                outs,
+                tokens,
+                plane,
+                SPLITS=splits,
+                GELU=config.activation == "gelu_tanh",
+                N=inner,
+                SIZE=triton.next_power_of_2(inner),
+                MAX_CODE=layer.down.max_code,
+                num_warps=_warps(inner),
+                enable_fp_fusion=False,
+            )
+            ins, outs = outs, ins
+            splits = self._product(s, tokens, layer.down)
+            last = index + 1 == len(layers)
+            self._residual(
+                numbers,
+                s,
+                splits,
+                layer.down,
+                layer.after_mlp,
+                model.norm if last else layers[index + 1].before_attention,
+                (model.head if last else layers[index + 1].qkv).max_code,
+                ins,
+                outs,
+                last=last,
+            )
+            ins, outs = outs, ins
+        tiles = tiles_for(shape.wanted, *model.head.codes.shape, split=False)
+        linear_logits(s.digits, ins, shape.wanted, model.head, s.logits, tiles)
+        logits = s.logits[: shape.wanted * config.vocab_size].view(shape.wanted, -1)
+        greedy.argmax(logits, s.top, s.best)
+
+    def sums_needed(self, tokens: int) -> int:
+        """Partial sums of the largest product of `tokens` rows."""
+        return max(
+            tokens * len(linear.scale) * tiles_for(tokens, *linear.codes.shape).splits
+            for layer in self._model.layers
+            for linear in (layer.qkv, layer.out, layer.gate_up, layer.down)
+        )
+
+    def _product(self, s: Scratch, tokens: int, linear: QuantLinear) -> int:
+        return linear_sums(s.digits, tokens, linear, s.sums, tiles_for(tokens, *linear.codes.shape))
+
+    def _residual(
+        self,
+        numbers: Numbers,
+        s: Scratch,
+        splits: int,
+        linear: QuantLinear,
+        after: Tensor | None,
+        weight: Tensor,
+        max_code: int,
+        ins: Tensor,
+        outs: Tensor,
+        *,
+        last: bool,
+    ) -> None:
+        shape = numbers.shape
+        rows.add_and_norm[(shape.wanted if last else shape.tokens,)](
+            s.sums,
+            ins,
+            linear.scale,
+            weight if after is None else after,
+            s.x,
+            weight,
+            numbers["wanted"],
+            s.digits,
+            outs,
+            shape.tokens,
+            s.digits.stride(0),
+            SPLITS=splits,
+            AFTER=after is not None,
+            GATHER=last,
+            MAX_CODE=max_code,
+            **self._norm,
+        )
+
+    def _attention(
+        self,
+        index: int,
+        layer: Layer[QuantLinear],
+        numbers: Numbers,
+        pages: Sequence[Tensor],
+        s: Scratch,
+        ins: Tensor,
+        outs: Tensor,
+        rope: tuple[Tensor, Tensor],
+    ) -> None:
+        config, spec, shape = self._model.config, layer.spec, numbers.shape
+        source = index if spec.kv_source is None else spec.kv_source
+        group, row = self._places[source]
+        width = shape.widths[group]
+        codes, halves = pages[group].view(torch.int8), pages[group].view(torch.float16)
+        page_bytes = pages[group].shape[1]
+        row_bytes = row * int8_row_bytes(config.kv_heads, config.head_dim)
+        slots, first_page = numbers[f"slots{group}"], numbers[f"first_page{group}"]
+        heads = config.q_heads + (2 * config.kv_heads if spec.kv_source is None else 0)
+        exact = {"enable_fp_fusion": False}
+        splits = self._product(s, shape.tokens, layer.qkv)
+        rows.split_heads[(shape.tokens, heads)](
+            s.sums,
+            ins,
+            layer.qkv.scale,
+            layer.before_attention if layer.qk_norm is None else layer.qk_norm,
+            *rope,
+            numbers["positions"],
+            numbers["owners"],
+            slots,
+            first_page,
+            s.q_codes,
+            s.q_scale,
+            codes,
+            halves,
+            shape.tokens,
+            width,
+            page_bytes,
+            row_bytes,
+            SCALE=config.attention_scale,
+            SPLITS=splits,
+            NORM=layer.qk_norm is not None,
+            EPS=config.rms_eps,
+            HEADS=heads,
+            Q_HEADS=config.q_heads,
+            KV_HEADS=config.kv_heads,
+            D=config.head_dim,
+            SIZE=self._dim,
+            LEVELS=_levels(config.head_dim),
+            num_warps=1,
+            **exact,
+        )
+        plane = s.digits.stride(0)
+        where = (numbers["starts"], numbers["lengths"])
+        sizes = {"KV_HEADS": config.kv_heads, "G": self._g, "D": config.head_dim, "SIZE": self._dim}
+        window = spec.window or 0
+        reads = pages_read(spec.window, width)
+        # Every page is computed by itself, so how many a program takes changes no bit.
+        share = 1 if shape.sequences * config.kv_heads * reads <= 1024 else 4
+        attention.decode_pages[(shape.sequences, config.kv_heads, triton.cdiv(reads, share))](
+            s.q_codes,
+            s.q_scale,
+            *where,
+            slots,
+            first_page,
+            codes,
+            halves,
+            s.tops,
+            s.totals,
+            s.outs,
+            width,
+            page_bytes,
+            row_bytes,
+            WINDOW=window,
+            SHARE=share,
+            P=reads,
+            ROWS=max(8, self._g_power),
+            DIGIT=self._digit,
+            num_warps=4,
+            maxnreg=_DECODE_REGISTERS if self._g_power <= 8 else None,
+            **sizes,
+            **exact,
+        )
+        queries = config.q_heads * self._dim
+        attention.merge_pages[(shape.sequences,)](
+            s.tops,
+            s.totals,
+            s.outs,
+            *where,
+            s.digits,
+            outs,
+            plane,
+            WINDOW=window,
+            UNROLL=8 if queries <= 2048 else 2,
+            P=reads,
+            G=self._g,
+            HEADS=config.q_heads,
+            HEAD_ROWS=triton.next_power_of_2(config.q_heads),
+            D=config.head_dim,
+            SIZE=self._dim,
+            MAX_CODE=layer.out.max_code,
+            num_warps=_warps(queries),
+            **exact,
+        )
+        if not shape.tiles:
+            return
+        attention.attend_chunks[(shape.tiles, config.kv_heads)](
+            s.q_codes,
+            s.q_scale,
+            *where,
+            numbers["tile_owner"],
+            numbers["tile_first"],
+            slots,
+            first_page,
+            codes,
+            halves,
+            s.attended,
+            width,
+            page_bytes,
+            row_bytes,
+            WINDOW=window,
+            TOKENS=self.tile_tokens,
+            HEADS=self._g_power,
+            DIGIT=self._digit,
+            num_warps=8,
+            **sizes,
+            **exact,
+        )
+        queries = config.q_heads * config.head_dim
+        rows.quantize_rows[(shape.tokens,)](
+            s.attended,
+            numbers["owners"],
+            numbers["starts"],
+            s.digits,
+            outs,
+            plane,
+            N=queries,
+            SIZE=triton.next_power_of_2(queries),
+            MAX_CODE=layer.out.max_code,
+            num_warps=_warps(queries),
+            **exact,
+        )
+
+
+def _levels(count: int) -> int:
+    return (count - 1).bit_length()
+
+
+def _warps(row: int) -> int:
+    """Warps for a program that holds a row of so many numbers."""
+    size: int = triton.next_power_of_2(row)
+    return min(16, max(1, size // 512))

@@ -1,0 +1,169 @@
+"""`GpuSteps`: the int8 decoder's steps as Triton kernels in CUDA graphs, the CPU's bits.
+
+All sizes of a launch depend on the padded `Shape` alone, and everything else is read from `Numbers`
+on the device, so a shape's launches are captured once and replayed. With triton's interpreter
+(TRITON_INTERPRET=1, device "cpu") the same code runs on the CPU, without graphs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import structlog
+import torch
+import triton.language as tl
+
+from backends.local.gpu.launches import Launches, Scratch, pages_read
+from backends.local.gpu.shapes import Floor, Numbers, Shape, shape_of
+from backends.local.kernels.pages import PAGE_TOKENS
+from backends.local.layers import RopeTables
+from backends.local.quantize import NUMERICS, QuantModel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from backends.local.kernels.batch import Batch
+    from backends.local.model_config import KVDtype
+    from backends.local.quantize import QuantLinear
+
+__all__ = ["GpuSteps", "on_device"]
+
+_log = structlog.get_logger()
+
+
+def on_device(model: QuantModel, device: torch.device | str) -> QuantModel:
+    """The same model with every tensor on `device`; one that is there already is not copied."""
+
+    def linear(value: QuantLinear) -> QuantLinear:
+        codes, scale = value.codes.to(device), value.scale.to(device)
+        return replace(value, codes=codes.contiguous(), scale=scale.contiguous())
+
+    def tensor(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value.to(device).contiguous()
+
+    embedding = linear(model.embedding)
+    layers = tuple(
+        replace(
+            layer,
+            qkv=linear(layer.qkv),
+            out=linear(layer.out),
+            gate_up=linear(layer.gate_up),
+            down=linear(layer.down),
+            before_attention=layer.before_attention.to(device).contiguous(),
+            before_mlp=layer.before_mlp.to(device).contiguous(),
+            qk_norm=tensor(layer.qk_norm),
+            after_attention=tensor(layer.after_attention),
+            after_mlp=tensor(layer.after_mlp),
+        )
+        for layer in model.layers
+    )
+    head = embedding if model.head is model.embedding else linear(model.head)
+    return QuantModel(model.config, embedding, head, model.norm.to(device), layers)
+
+
+class GpuSteps:
+    """Implements `Steps` on a CUDA device; equal to `Int8Steps` bit for bit. Not thread-safe.
+
+    What `run` returns, and `best` and `top` beside it, is overwritten by the next step. The pages
+    of a batch lie on the device, its other tensors on the host. Positions and page tables are made
+    ready for `context` tokens, and larger ones when a sequence comes to need them.
+    """
+
+    kv_dtype: KVDtype = "int8"
+    numerics = NUMERICS
+
+    def __init__(
+        self,
+        model: QuantModel,
+        device: torch.device | str = "cuda",
+        *,
+        context: int = 8192,
+        graphs: bool = True,
+    ) -> None:
+        self.device = str(device)
+        self._device = torch.device(device)
+        self._model = on_device(model, self._device)
+        # Both hold the digits exactly. bfloat16 is made of int8 in fewer instructions; the
+        # interpreter multiplies float16 alone.
+        on_cuda = self._device.type == "cuda"
+        self._launches = Launches(self._model, tl.bfloat16 if on_cuda else tl.float16)
+        self._ropes = RopeTables(model.config)
+        self._positions = 0
+        self._rope_of: list[tuple[Tensor, Tensor]] = []
+        self._graphs: dict[tuple[Shape, tuple[int, ...]], torch.cuda.CUDAGraph | None] = {}
+        self._graphed = graphs and on_cuda
+        # Few shapes where each is a graph; none wider than it must be where nothing is captured.
+        self._floor = Floor(64, 1, -(-context // PAGE_TOKENS)) if self._graphed else Floor()
+        self._make_positions(context)
+        self._most = (0, 0, 0, 0)
+        self._scratch: Scratch | None = None
+        self._numbers: dict[Shape, Numbers] = {}
+        self.best = torch.empty(0, dtype=torch.int32)
+        """int32 [W]: the id of each row's largest logit, the lowest among equals."""
+        self.top = torch.empty(0)
+        """float32 [W]: that logit; infinite where the row holds a NaN."""
+
+    @torch.inference_mode()
+    def run(self, batch: Batch) -> Tensor:
+        launches = self._launches
+        shape = shape_of(batch, launches.windows, launches.tile_tokens, self._floor)
+        if self._graphed and shape.sequences > self._floor.sequences:
+            self._floor = replace(self._floor, sequences=shape.sequences)
+        self._make_positions(batch.end)
+        numbers = self._numbers.get(shape)
+        if numbers is None or self._scratch is None:
+            self._make_scratch(shape)
+            numbers = self._numbers[shape] = Numbers(shape, self._device)
+        scratch = self._scratch
+        assert scratch is not None
+        numbers.fill(batch, launches.tile_tokens)
+        pages = [table.pages for table in batch.tables]
+        if self._graphed:
+            self._replay(numbers, pages, scratch)
+        else:
+            launches.step(numbers, pages, scratch, self._rope_of)
+        wanted, vocabulary = len(batch.wanted), self._model.config.vocab_size
+        self.best, self.top = scratch.best[:wanted], scratch.top[:wanted]
+        return scratch.logits[: wanted * vocabulary].view(wanted, vocabulary)
+
+    def _replay(self, numbers: Numbers, pages: Sequence[Tensor], scratch: Scratch) -> None:
+        """Launches the first time, which compiles; captures the second time; then replays."""
+        key = (numbers.shape, tuple(each.data_ptr() for each in pages))
+        if key not in self._graphs:
+            self._launches.step(numbers, pages, scratch, self._rope_of)
+            self._graphs[key] = None
+            return
+        graph = self._graphs[key]
+        if graph is None:
+            graph = torch.cuda.CUDAGraph()
+            # Other threads may copy pages meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._launches.step(numbers, pages, scratch, self._rope_of)
+            self._graphs[key] = graph
+            _log.debug("graph_captured", shape=str(numbers.shape))
+        graph.replay()
+
+    def _make_positions(self, end: int) -> None:
+        if end <= self._positions:
+            return
+        tables = self._ropes.upto(end)
+        there = [(cos.to(self._device), sin.to(self._device)) for cos, sin in tables]
+        self._rope_of = [there[self._ropes.of(layer.spec)] for layer in self._model.layers]
+        self._positions = len(tables[0][0])
+        self._graphs = {}
+
+    def _make_scratch(self, shape: Shape) -> None:
+        """Room for this shape and all before; drops the graphs when it has to grow."""
+        launches = self._launches
+        parts = shape.sequences * max(map(pages_read, launches.windows, shape.widths))
+        sums = launches.sums_needed(shape.tokens)
+        needed = (shape.tokens, shape.wanted, sums, parts * self._model.config.q_heads)
+        a, b, c, d = map(max, self._most, needed)
+        if self._scratch is None or (a, b, c, d) != self._most:
+            self._graphs = {}
+            self._scratch = None  # freed before the next is allocated
+            self._scratch = Scratch.of(self._model, self._device, a, b, c, d)
+            self._most = (a, b, c, d)

@@ -1,0 +1,68 @@
+"""Int8 steps that answer at once and grow fast: PyTorch until the kernels are compiled."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import structlog
+import torch
+
+from backends.local.int8 import Int8Steps
+from backends.local.kernels.cpu import CpuSteps
+from backends.local.quantize import NUMERICS
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from torch import Tensor
+
+    from backends.local.kernels.batch import Batch, Steps
+    from backends.local.kernels.cpu import CpuKernels
+    from backends.local.model_config import KVDtype
+    from backends.local.quantize import QuantModel
+
+__all__ = ["WarmingSteps"]
+
+_log = structlog.get_logger()
+
+
+class WarmingSteps:
+    """Implements `Steps` with `Int8Steps`, then with `CpuSteps` once `compiled` gives kernels.
+
+    Both give the same bits, so nobody notices but by the speed. The weights are packed for the
+    kernels on a thread of its own; the step after that is theirs. Where `compiled` gives None or
+    fails, PyTorch goes on.
+    """
+
+    kv_dtype: KVDtype = "int8"
+    numerics = NUMERICS
+    device = "cpu"
+
+    def __init__(self, model: QuantModel, compiled: Future[CpuKernels | None]) -> None:
+        self._steps: Steps = Int8Steps(model)
+        self._packing = threading.Thread(
+            target=self._pack, args=(model, compiled), name="pack-weights", daemon=True
+        )
+        self._packing.start()
+
+    def run(self, batch: Batch) -> Tensor:
+        return self._steps.run(batch)
+
+    @property
+    def warm(self) -> bool:
+        """Whether the kernels compute."""
+        return isinstance(self._steps, CpuSteps)
+
+    @torch.inference_mode()
+    def _pack(self, model: QuantModel, compiled: Future[CpuKernels | None]) -> None:
+        try:
+            kernels = compiled.result()
+            if kernels is None or not kernels.supports(model.config):
+                return
+            # One assignment: a step that runs meanwhile ends as it began.
+            self._steps = CpuSteps(model, kernels)
+        except Exception:
+            _log.exception("kernels_missing", effect="slow replies")
+            return
+        _log.info("kernels_ready")

@@ -1,0 +1,115 @@
+"""Every kernel compiles for an H100 without one: no rounding is fused, tensor cores are used."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from backends.local.model import random_weights
+from backends.local.model_config import ModelConfig
+from backends.local.quantize import quantize
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is missing"),
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing"
+    ),
+]
+
+SHARED_BYTES = 227 << 10  # what a block of an H100 can have
+GEMMA = replace(
+    ModelConfig.synthetic(
+        vocab_size=512, hidden_size=640, q_heads=4, kv_heads=1, head_dim=256, windows=(512, None)
+    ),
+    activation="gelu_tanh",
+    sandwich_norms=True,
+)
+
+
+def compiled(fn: Any, args: tuple[object, ...], given: dict[str, Any]) -> Any:
+    """What triton makes of one launch, for compute capability 9.0."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = [parameter.name for parameter in fn.params]
+    bound = dict(zip(names, args, strict=False))
+    bound.update((k, v) for k, v in given.items() if k in names)
+    types = {
+        torch.int8: "*i8",
+        torch.int16: "*i16",
+        torch.int32: "*i32",
+        torch.float16: "*fp16",
+        torch.float32: "*fp32",
+    }
+    signature, constants, hints = {}, {}, {}
+    for index, parameter in enumerate(fn.params):
+        value, name = bound[parameter.name], parameter.name
+        if isinstance(value, torch.Tensor):
+            signature[name], aligned = types[value.dtype], True
+        elif parameter.is_constexpr or (value == 1 and not parameter.do_not_specialize):
+            signature[name], constants[(index,)], aligned = "constexpr", value, False
+        else:
+            signature[name] = "i32"
+            aligned = value % 16 == 0 and not parameter.do_not_specialize
+        if aligned:
+            hints[(index,)] = [["tt.divisibility", 16]]
+    options = {k: v for k, v in given.items() if k not in (*names, "grid", "warmup")}
+    source = ASTSource(fn=fn, signature=signature, constexprs=constants, attrs=hints)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+
+
+def test_every_launch_compiles_for_hopper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decode and a mixed step: nothing is fused to lose a rounding, and products run on
+    tensor cores within a block's shared memory."""
+    from triton.language import bfloat16
+    from triton.runtime.jit import JITFunction
+
+    from backends.local.gpu.launches import Launches
+    from backends.local.gpu.steps import GpuSteps
+    from backends.local.gpu.trial import differences
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    made: dict[str, Any] = {}
+
+    def record(fn: Any, *args: object, **given: Any) -> None:
+        key = f"{fn.fn.__name__} {[a for a in args if isinstance(a, int)]} {given}"
+        if key not in made:
+            made[key] = compiled(fn, args, given)
+
+    monkeypatch.setattr(JITFunction, "run", record)
+    model = quantize(GEMMA, random_weights(GEMMA, 0))
+    steps = GpuSteps(model, "cpu", context=1024)
+    steps._launches = Launches(steps._model, bfloat16)
+    # Nothing runs, so the answers differ; what is asked for is the launches of both steps.
+    differences(model, steps, [(70, 1)])
+    differences(model, steps, [(1, 1)])
+    names = {key.split()[0] for key in made}
+    assert names == {
+        "_best_of_block",
+        "_best_of_row",
+        "_linear",
+        "add_and_norm",
+        "attend_chunks",
+        "decode_pages",
+        "embed_and_norm",
+        "gate_rows",
+        "merge_pages",
+        "quantize_rows",
+        "split_heads",
+    }
+    for key, kernel in made.items():
+        code = kernel.asm["ptx"]
+        assert not re.search(r"\bfma\.rn\.f32", code), key
+        assert kernel.metadata.shared <= SHARED_BYTES, key
+        if key.split()[0] in ("_linear", "decode_pages", "attend_chunks"):
+            assert re.search(r"\bw?g?mma\.", code), key

@@ -1,0 +1,86 @@
+"""What steps are padded to: few shapes, each with room for all that it is taken for."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backends.local.gpu.shapes import Floor, Numbers, shape_of
+from backends.local.kernels.batch import Batch
+from backends.local.kernels.pages import GroupTable
+
+TILE = 16
+
+
+def batch(counts: list[int], lengths: list[int], widths: tuple[int, ...]) -> Batch:
+    starts = [sum(counts[:b]) for b in range(len(counts) + 1)]
+
+    def ints(values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32)
+
+    tables = []
+    for width in widths:
+        slots = torch.arange(len(counts) * width, dtype=torch.int32).view(-1, width) + 1
+        tables.append(GroupTable(torch.empty(0), slots, ints([b + 5 for b in range(len(counts))])))
+    return Batch(
+        tokens=ints([100 + at for at in range(starts[-1])]),
+        positions=ints(
+            [at for n, end in zip(counts, lengths, strict=True) for at in range(end - n, end)]
+        ),
+        starts=ints(starts),
+        lengths=ints(lengths),
+        wanted=ints([end - 1 for end in starts[1:]]),
+        tables=tuple(tables),
+        end=max(lengths),
+    )
+
+
+@settings(max_examples=60)
+@given(
+    counts=st.lists(st.one_of(st.just(1), st.integers(1, 90)), min_size=1, max_size=20),
+    floor=st.sampled_from([Floor(), Floor(64, 8, 32)]),
+    width=st.integers(1, 40),
+)
+def test_a_step_lies_whole_in_its_shape(counts: list[int], floor: Floor, width: int) -> None:
+    """Rows, sequences, tables and tiles; padding belongs to nobody."""
+    step = batch(counts, [n + 7 for n in counts], (width, 3))
+    shape = shape_of(step, [None, 100], TILE, floor)
+    numbers = Numbers(shape, torch.device("cpu"))
+    for _ in range(2):  # the second time over the first one's remains
+        numbers.fill(step, TILE)
+    rows, sequences = sum(counts), len(counts)
+    assert shape.tokens >= rows
+    assert numbers["tokens"].tolist()[:rows] == step.tokens.tolist()
+    owners = [b for b, n in enumerate(counts) for _ in range(n)]
+    assert numbers["owners"].tolist() == owners + [-1] * (shape.tokens - rows)
+    starts = numbers["starts"].tolist()
+    assert starts[: sequences + 1] == step.starts.tolist()
+    assert set(starts[sequences:]) == {rows}
+    for group, table in enumerate(step.tables):
+        slots = numbers[f"slots{group}"].view(shape.sequences, -1)
+        assert torch.equal(slots[:sequences, : table.slots.shape[1]], table.slots)
+        assert torch.equal(numbers[f"first_page{group}"][:sequences], table.first_page)
+    tiled = [(b, first) for b, n in enumerate(counts) if n > 1 for first in range(0, n, TILE)]
+    found = list(zip(numbers["tile_owner"].tolist(), numbers["tile_first"].tolist(), strict=True))
+    assert [pair for pair in found if pair[0] >= 0] == tiled
+
+
+def test_a_decode_of_any_length_is_one_shape() -> None:
+    """Up to the context that the floor stands for, the same graph is replayed."""
+    floor = Floor(64, 8, 64)
+    shapes = {
+        shape_of(batch([1] * 7, [length] * 7, (-(-length // 64), 3)), [None, 100], TILE, floor)
+        for length in (1, 64, 500, 4096)
+    }
+    assert len(shapes) == 1
+
+
+def test_small_prefills_share_a_shape() -> None:
+    """A chunk of 2 tokens and one of 60, beside any number of decodes, are padded alike."""
+    floor = Floor(64, 8, 64)
+    shapes = {
+        shape_of(batch(counts, [90] * len(counts), (2, 3)), [None, 100], TILE, floor)
+        for counts in ([2], [60], [2, 1, 1], [1, 1, 50, 1])
+    }
+    assert len(shapes) == 1
