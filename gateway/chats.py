@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,6 +13,7 @@ from gateway.lifecycle import TurnState, advance
 from gateway.outbox import Outbox
 from gateway.protocol import (
     ChatSnapshot,
+    ChatUpdated,
     LiveReply,
     PersonaRef,
     utf16_len,
@@ -63,7 +64,10 @@ class LiveTurn:
 
 
 class LiveChat:
-    """One chat in memory. `accepting` is held while a turn is being accepted."""
+    """One chat in memory. `accepting` is held while a turn is being accepted.
+
+    `changes` are the latest requests that changed something of the chat.
+    """
 
     def __init__(self, chat: Chat) -> None:
         self.chat = chat
@@ -71,6 +75,7 @@ class LiveChat:
         self.turn: LiveTurn | None = None
         self.accepting = asyncio.Lock()
         self.watchers: set[Watcher] = set()
+        self.changes: deque[str] = deque(maxlen=256)
 
     @property
     def idle(self) -> bool:
@@ -97,11 +102,28 @@ class LiveChat:
             seq=self.outbox.seq,
             persona=PersonaRef(id=chat.persona_id, name=chat.persona_name),
             user=chat.user,
+            about=chat.about,
+            note=chat.note,
             backend=chat.backend,
+            greetings=tuple(m.wire() for m in chat.greetings),
+            greeting=chat.greeting,
             messages=tuple(
                 m.wire() for m in chat.path() if turn is None or m.id != turn.record.reply
             ),
             live=turn.reply() if turn else None,
+        )
+
+    def updated(self) -> ChatUpdated:
+        """What can be changed of the chat, as it is now."""
+        chat = self.chat
+        return ChatUpdated(
+            chat=chat.id,
+            user=chat.user,
+            about=chat.about,
+            note=chat.note,
+            backend=chat.backend,
+            greetings=tuple(m.wire() for m in chat.greetings),
+            greeting=chat.greeting,
         )
 
     def join(self, watcher: Watcher, re: str, after: Place | None = None) -> None:

@@ -175,6 +175,8 @@ def chat_of(file: ChatFile, persona: Persona) -> tuple[Chat, ChatOrigin]:
         persona_revision=persona.revision,
         persona_name=persona.name,
         user=said.user or "You",
+        about=said.about_user,
+        note=said.note,
         head=None if said.head is None else ids[said.head],
         messages=messages,
     )

@@ -46,6 +46,7 @@ class ErrorCode(StrEnum):
     TEXT_TOO_LONG = "text_too_long"
     TURN_IN_PROGRESS = "turn_in_progress"
     TURN_OVER = "turn_over"
+    CHAT_BEGUN = "chat_begun"
     PROMPT_TOO_LONG = "prompt_too_long"
     STORAGE_FAILED = "storage_failed"
     RATE_LIMITED = "rate_limited"

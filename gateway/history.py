@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+from backends.api import Role
 from gateway import protocol
 from gateway.protocol import MessageStatus
 from personas.conversation import ChatMessage, Conversation
@@ -12,9 +13,9 @@ from personas.conversation import ChatMessage, Conversation
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from backends.api import Role, SampledTokens
+    from backends.api import SampledTokens
     from gateway.protocol import Error, Stats
-    from personas.persona import JsonValue
+    from personas.persona import JsonValue, Note
 
 __all__ = [
     "Chat",
@@ -75,7 +76,8 @@ class TurnRecord:
 class Chat:
     """One conversation with everything that was said, in the order it was said.
 
-    `backend` is the one that the person chose; empty: whichever is the server's default.
+    `about` is who the person is to the character, `note` the author's note. `backend` is the one
+    that the person chose; empty: whichever is the server's default.
     """
 
     id: str
@@ -83,10 +85,24 @@ class Chat:
     persona_revision: str
     persona_name: str
     user: str
+    about: str = ""
+    note: Note | None = None
     backend: str = ""
     head: str | None = None
     messages: tuple[StoredMessage, ...] = ()
     turns: tuple[TurnRecord, ...] = ()
+
+    @property
+    def greetings(self) -> tuple[StoredMessage, ...]:
+        """The first messages to choose from; none as soon as more was said."""
+        first = (m.parent is None and m.role is Role.ASSISTANT for m in self.messages)
+        return self.messages if all(first) else ()
+
+    @property
+    def greeting(self) -> int | None:
+        """The number of the greeting that is shown; None as soon as more was said."""
+        shown = (number for number, m in enumerate(self.greetings) if m.id == self.head)
+        return next(shown, None)
 
     def message(self, message_id: str) -> StoredMessage:
         """Raises `KeyError`."""
@@ -141,6 +157,8 @@ class Chat:
             user=self.user,
             messages=tuple(said),
             head=said[-1].id if said else None,
+            about_user=self.about,
+            note=self.note,
         )
 
 
@@ -199,8 +217,8 @@ class History(Protocol):
         """All chats, the newest first."""
         ...
 
-    async def use(self, chat_id: str, backend: str) -> None:
-        """Stores which backend speaks in this chat from now on."""
+    async def update(self, chat: Chat) -> None:
+        """Stores what a person changed: themselves, the note, the backend, the greeting."""
         ...
 
     async def accept(

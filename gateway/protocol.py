@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from backends.api import FinishReason, Role  # noqa: TC001 - the codec reads the annotations
 from gateway.codec import Frame, Subprotocol, dump, load, pack, unpack
 from gateway.errors import ErrorCode, ProtocolError
+from personas.persona import Note  # noqa: TC001 - the codec reads the annotations
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ __all__ = [
     "ChatDeleted",
     "ChatEvent",
     "ChatOpen",
+    "ChatSet",
     "ChatSnapshot",
     "ChatSubscribe",
     "ChatTyping",
@@ -67,6 +69,11 @@ __all__ = [
 ]
 
 PROTOCOL = "persona.v1"
+
+NOTE_CHARS = 4000
+"""Longest text about the person, and longest author's note."""
+NOTE_DEPTH = 100
+"""The deepest place of an author's note, in messages before the end."""
 
 
 def utf16_len(text: str) -> int:
@@ -179,6 +186,21 @@ def _check_backend(name: str | None) -> None:
     _check(name is None or 1 <= len(name) <= 64, "d.backend", "1 to 64 characters")
 
 
+def _check_user(name: str | None) -> None:
+    plain = name is None or (name.isprintable() and name == name.strip())
+    wanted = "1 to 40 printable characters without spaces around them"
+    _check(plain and (name is None or 1 <= len(name) <= 40), "d.user", wanted)
+
+
+def _check_words(about: str | None, note: Note | None, greeting: int | None) -> None:
+    most = f"at most {NOTE_CHARS} characters"
+    _check(len(about or "") <= NOTE_CHARS, "d.about", most)
+    _check(note is None or len(note.text) <= NOTE_CHARS, "d.note.text", most)
+    deep = note is None or 0 <= note.depth <= NOTE_DEPTH
+    _check(deep, "d.note.depth", f"0 to {NOTE_DEPTH}")
+    _check(greeting is None or greeting >= 0, "d.greeting", "0 or more")
+
+
 def _check_ids(frame: Frame) -> None:
     for f in fields(frame):
         value = getattr(frame, f.name)
@@ -204,22 +226,25 @@ class Hello(Frame):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatOpen(Frame):
-    """Starts a chat; `user` is the person's name, `backend` None the server's default."""
+    """Starts a chat; `user` is the person's name, `backend` None the server's default.
+
+    `about` is who the person is to the character, `note` the author's note, `greeting` the number
+    of the first message.
+    """
 
     T: ClassVar[str] = "chat.open"
     id: str
     persona: str
     user: str = "You"
+    about: str = ""
+    note: Note | None = None
+    greeting: int | None = None
     backend: str | None = None
 
     def __post_init__(self) -> None:
         _check_ids(self)
-        plain = self.user.isprintable() and self.user == self.user.strip()
-        _check(
-            plain and 1 <= len(self.user) <= 40,
-            "d.user",
-            "1 to 40 printable characters without spaces around them",
-        )
+        _check_user(self.user)
+        _check_words(self.about, self.note, self.greeting)
         _check_backend(self.backend)
 
 
@@ -275,6 +300,26 @@ class ChatUse(Frame):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChatSet(Frame):
+    """Changes what is given of a chat: who the person is, the author's note, the greeting."""
+
+    T: ClassVar[str] = "chat.set"
+    id: str
+    chat: str
+    user: str | None = None
+    about: str | None = None
+    note: Note | None = None
+    greeting: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_ids(self)
+        _check_user(self.user)
+        _check_words(self.about, self.note, self.greeting)
+        given = (self.user, self.about, self.note, self.greeting)
+        _check(any(value is not None for value in given), "d", "an object with something to change")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TurnCreate(Frame):
     """Says something; the persona answers."""
 
@@ -319,6 +364,7 @@ ClientFrame = (
     | ChatUnsubscribe
     | ChatTyping
     | ChatUse
+    | ChatSet
     | TurnCreate
     | TurnCancel
     | Ping
@@ -352,7 +398,11 @@ class ChatSnapshot(Frame):
     seq: int
     persona: PersonaRef
     user: str
+    about: str
+    note: Note | None
     backend: str
+    greetings: tuple[Message, ...]
+    greeting: int | None
     messages: tuple[Message, ...]
     live: LiveReply | None
 
@@ -369,10 +419,19 @@ class ChatEvent(Frame):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatUpdated(ChatEvent):
-    """Somebody chose another backend."""
+    """Somebody changed something: what of a chat can be changed, as it is now.
+
+    `greetings` are the first messages to choose from, `greeting` the number of the chosen one;
+    empty and None as soon as more was said.
+    """
 
     T: ClassVar[str] = "chat.updated"
+    user: str
+    about: str
+    note: Note | None
     backend: str
+    greetings: tuple[Message, ...]
+    greeting: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -479,7 +538,7 @@ CLIENT_FRAMES: Mapping[str, type[Frame]] = MappingProxyType(
         cls.T: cls
         for cls in (
             *(Hello, ChatOpen, ChatSubscribe, ChatUnsubscribe, ChatTyping),
-            *(ChatUse, TurnCreate, TurnCancel, Ping),
+            *(ChatUse, ChatSet, TurnCreate, TurnCancel, Ping),
         )
     }
 )

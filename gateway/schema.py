@@ -27,7 +27,7 @@ __all__ = [
     "turns",
 ]
 
-HEAD = "0004"
+HEAD = "0005"
 """The newest revision; a database that has it needs no Alembic at start."""
 
 metadata = MetaData()
@@ -40,6 +40,8 @@ chats = Table(
     Column("persona_revision", Text, nullable=False),
     Column("persona_name", Text, nullable=False),
     Column("user", Text, nullable=False),
+    Column("about", Text, nullable=False, server_default=""),
+    Column("note", JSON(none_as_null=True)),
     Column("backend", Text, nullable=False, server_default=""),
     Column("head", Text),
     Column("preview", Text, nullable=False),

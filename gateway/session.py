@@ -18,6 +18,7 @@ from gateway.ids import new_id
 from gateway.protocol import (
     PROTOCOL,
     ChatOpen,
+    ChatSet,
     ChatSubscribe,
     ChatTyping,
     ChatUnsubscribe,
@@ -270,6 +271,8 @@ class Session:
                 self._presence.near(await self._chats.get(frame.chat))
             case ChatUse():
                 await self._turns.use(frame, self)
+            case ChatSet():
+                await self._turns.set(frame, self)
             case TurnCreate():
                 await self._turns.create(frame, self)
             case TurnCancel():

@@ -7,7 +7,7 @@ import sqlite3
 import sys
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -18,6 +18,7 @@ from gateway.history import Chat, ChatOrigin, ChatSummary, StoredMessage, TurnRe
 from gateway.protocol import Error, MessageStatus, Stats
 from gateway.schema import HEAD, chat_files, chats, erasures, messages, turns
 from gateway.writer import Writer
+from personas.persona import Note
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -91,12 +92,10 @@ class SqlHistory:
                     persona_id=chat.persona_id,
                     persona_revision=chat.persona_revision,
                     persona_name=chat.persona_name,
-                    user=chat.user,
-                    backend=chat.backend,
-                    head=chat.head,
                     preview=preview(chat.message(chat.head).text) if chat.head else "",
                     created=now,
                     updated=now,
+                    **_chosen(chat),
                 )
             )
             for position, message in enumerate(chat.messages):
@@ -148,6 +147,8 @@ class SqlHistory:
                 persona_revision=row.persona_revision,
                 persona_name=row.persona_name,
                 user=row.user,
+                about=row.about,
+                note=_note(row.note),
                 backend=row.backend,
                 head=row.head,
                 messages=tuple(
@@ -182,10 +183,15 @@ class SqlHistory:
 
         return await self.run(work)
 
-    async def use(self, chat_id: str, backend: str) -> None:
+    async def update(self, chat: Chat) -> None:
         def work(connection: sa.Connection) -> None:
-            chosen = chats.update().where(chats.c.id == chat_id)
-            connection.execute(chosen.values(backend=backend))
+            this = chats.update().where(chats.c.id == chat.id)
+            connection.execute(this.values(**_chosen(chat)))
+            for greeting in chat.greetings:
+                told = messages.update().where(messages.c.id == greeting.id)
+                connection.execute(told.values(text=greeting.text))
+                if greeting.id == chat.head:
+                    connection.execute(this.values(preview=preview(greeting.text)))
 
         await self.run(work)
 
@@ -252,12 +258,12 @@ class SqlHistory:
             connection.execute(messages.update().where(of_chat).values(parent=None))
             connection.execute(messages.delete().where(of_chat))
             connection.execute(chats.delete().where(chats.c.id == chat_id))
-            _note(connection, f"conversation:{chat_id}", backends)
+            _note_erasure(connection, f"conversation:{chat_id}", backends)
 
         await self.run(work)
 
     async def erase(self, owner: str, backends: Sequence[str]) -> None:
-        await self.run(lambda connection: _note(connection, owner, backends))
+        await self.run(lambda connection: _note_erasure(connection, owner, backends))
 
     async def erasures(self, backend: str) -> tuple[tuple[int, str], ...]:
         def work(connection: sa.Connection) -> tuple[tuple[int, str], ...]:
@@ -375,7 +381,22 @@ def _insert(
     )
 
 
-def _note(connection: sa.Connection, owner: str, backends: Sequence[str]) -> None:
+def _chosen(chat: Chat) -> dict[str, object]:
+    """The columns that a person may change."""
+    return {
+        "user": chat.user,
+        "about": chat.about,
+        "note": asdict(chat.note) if chat.note else None,
+        "backend": chat.backend,
+        "head": chat.head,
+    }
+
+
+def _note(stored: dict[str, Any] | None) -> Note | None:
+    return Note(stored["text"], stored["depth"], Role(stored["role"])) if stored else None
+
+
+def _note_erasure(connection: sa.Connection, owner: str, backends: Sequence[str]) -> None:
     now = time.time()
     for backend in backends:
         connection.execute(erasures.insert().values(backend=backend, owner=owner, created=now))

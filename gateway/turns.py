@@ -16,17 +16,17 @@ import structlog
 
 from backends.api import Finished, Role, TextDelta
 from backends.errors import BackendError, BackendErrorCode
+from gateway.beginning import begin, change
 from gateway.errors import ErrorCode, HistoryError, Refused
 from gateway.failures import describe
-from gateway.history import Chat, StoredMessage, TurnRecord
+from gateway.history import StoredMessage, TurnRecord
 from gateway.ids import new_id
 from gateway.lifecycle import Signal
 from gateway.limits import check_live_turns, check_text
-from gateway.protocol import ChatDeleted, ChatUpdated, MessageStatus, TurnAccepted, TurnStarted
+from gateway.protocol import ChatDeleted, MessageStatus, TurnAccepted, TurnStarted
 from gateway.speech import Outcome, Speech, outcome_of, publish_text, stats_of, terminal
 from gateway.throttle import Throttle
 from personas.persona import PersonaNotFound
-from personas.prompt import greetings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Coroutine, Sequence
@@ -36,9 +36,10 @@ if TYPE_CHECKING:
     from gateway.composing import Composer
     from gateway.config import ServerConfig
     from gateway.ensemble import Ensemble
-    from gateway.history import History
+    from gateway.history import Chat, History
     from gateway.metrics import Metrics
-    from gateway.protocol import ChatOpen, ChatUse, TurnCancel, TurnCreate
+    from gateway.protocol import ChatOpen, ChatSet, ChatUse, TurnCancel, TurnCreate
+    from personas.conversation import Conversation
     from personas.persona import Persona
 
 __all__ = ["Turns"]
@@ -73,47 +74,23 @@ class Turns:
         self._limits = limits
         self._metrics = metrics
         self._tasks: set[asyncio.Task[object]] = set()
-        self._opened: dict[tuple[str, str, str, str | None], str] = {}
+        self._opened: dict[ChatOpen, str] = {}
         self.draining = False
 
     async def open(self, frame: ChatOpen) -> LiveChat:
         """A new chat with the persona's greeting; the same one again for a repeated request.
 
-        Raises `Refused` (`unknown_persona`, `unknown_backend`) and `HistoryError`.
+        Raises `Refused` (`unknown_persona`, `unknown_backend`, `bad_field`) and `HistoryError`.
         """
-        request = (frame.id, frame.persona, frame.user, frame.backend)
-        if request not in self._opened:
+        if frame not in self._opened:
             backend = self._ensemble.get(frame.backend).backend.name if frame.backend else ""
-            persona = self.persona(frame.persona)
-            chat_id = new_id("c")
-            texts = greetings(persona, user=frame.user, conversation_id=chat_id)
-            # Candidates of one first message, the author's first choice shown.
-            said = tuple(
-                StoredMessage(
-                    id=new_id("m"),
-                    parent=None,
-                    role=Role.ASSISTANT,
-                    name=persona.speaks_as,
-                    text=text,
-                )
-                for text in texts
-            )
-            chat = Chat(
-                id=chat_id,
-                persona_id=persona.id,
-                persona_revision=persona.revision,
-                persona_name=persona.name,
-                user=frame.user,
-                backend=backend,
-                head=said[0].id if said else None,
-                messages=said,
-            )
+            chat = begin(frame, self.persona(frame.persona), backend)
             await self._chats.add(chat)
-            log.info("chat_opened", conversation=chat.id, persona=persona.id)
-            self._opened[request] = chat.id
+            log.info("chat_opened", conversation=chat.id, persona=chat.persona_id)
+            self._opened[frame] = chat.id
             if len(self._opened) > 1024:
                 del self._opened[next(iter(self._opened))]
-        return await self._chats.get(self._opened[request])
+        return await self._chats.get(self._opened[frame])
 
     async def create(self, frame: TurnCreate, asker: Watcher) -> None:
         """Accepts a turn and sets it going; the answer and all events go to the watchers.
@@ -166,7 +143,8 @@ class Turns:
             live.chat = live.chat.accept(record, user, reply)
             live.turn = speech = Speech(record, began)
             live.publish(_accepted(live.chat, record), asker, frame.id)
-            self._spawn(self._run(live, speech, reply, persona))
+            # What is changed from now on is for the next turn.
+            self._spawn(self._run(live, speech, reply, persona, live.chat.conversation()))
 
     async def use(self, frame: ChatUse, asker: Watcher) -> None:
         """Chooses the backend of a chat's later turns.
@@ -180,13 +158,38 @@ class Turns:
     async def _choose(self, live: LiveChat, frame: ChatUse, asker: Watcher) -> None:
         chosen = self._ensemble.get(frame.backend)
         async with live.accepting:
-            if live.turn is not None:
-                raise _speaking(live.turn)
-            await self._history.use(live.chat.id, frame.backend)
-            live.chat = replace(live.chat, backend=frame.backend)
-            chosen.begin()
-            live.publish(ChatUpdated(chat=live.chat.id, backend=frame.backend), asker, frame.id)
+            if frame.id not in live.changes:
+                if live.turn is not None:
+                    raise _speaking(live.turn)
+                chosen.begin()
+            await self._change(live, replace(live.chat, backend=frame.backend), frame.id, asker)
         log.info("backend_chosen", conversation=live.chat.id, backend=frame.backend)
+
+    async def set(self, frame: ChatSet, asker: Watcher) -> None:
+        """Changes who the person is, the author's note or the greeting, from the next turn on.
+
+        Raises `Refused` (`chat_begun`, `bad_field`, `unknown_persona`) and `HistoryError`.
+        """
+        live = await self._chats.get(frame.chat)
+        await asyncio.shield(self._spawn(self._set(live, frame, asker)))
+
+    async def _set(self, live: LiveChat, frame: ChatSet, asker: Watcher) -> None:
+        async with live.accepting:
+            if frame.id in live.changes:
+                changed = live.chat
+            else:
+                changed = change(live.chat, frame, await self._of_chat(live.chat))
+            await self._change(live, changed, frame.id, asker)
+
+    async def _change(self, live: LiveChat, changed: Chat, request: str, asker: Watcher) -> None:
+        """Stores and tells a change of a chat, once a request; `live.accepting` is held."""
+        if request in live.changes:
+            asker.deliver(replace(live.updated(), re=request))  # no new event, so no number
+            return
+        await self._history.update(changed)
+        live.chat = changed
+        live.changes.append(request)
+        live.publish(live.updated(), asker, request)
 
     async def delete(self, chat_id: str, backends: Sequence[str]) -> None:
         """Deletes a chat, with all that was said in it, and notes it for these backends.
@@ -262,7 +265,12 @@ class Turns:
             await asyncio.wait(self._tasks)
 
     async def _run(
-        self, live: LiveChat, speech: Speech, reply: StoredMessage, persona: Persona
+        self,
+        live: LiveChat,
+        speech: Speech,
+        reply: StoredMessage,
+        persona: Persona,
+        said: Conversation,
     ) -> None:
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(
@@ -270,7 +278,7 @@ class Turns:
         )
         log.info("turn_accepted")
         throttle = Throttle(lambda text: publish_text(live, speech, text), COALESCE)
-        speech.speaking = asyncio.create_task(self._speak(live, speech, throttle, persona))
+        speech.speaking = asyncio.create_task(self._speak(live, speech, throttle, persona, said))
         if speech.stopped:  # before it began
             speech.speaking.cancel()
         await asyncio.wait({speech.speaking})
@@ -278,12 +286,16 @@ class Turns:
         await self._settle(live, speech, reply, outcome_of(speech))
 
     async def _speak(
-        self, live: LiveChat, speech: Speech, throttle: Throttle, persona: Persona
+        self,
+        live: LiveChat,
+        speech: Speech,
+        throttle: Throttle,
+        persona: Persona,
+        said: Conversation,
     ) -> Finished:
         standby = self._ensemble.of(live.chat.backend)
         async with deadline(self._limits.turn_seconds):
-            conversation = live.chat.conversation()
-            turn = await self._composer.compose(standby, persona, conversation, speech.record.id)
+            turn = await self._composer.compose(standby, persona, said, speech.record.id)
             model = await standby.ready(0)
             speech.backend = standby.backend.name
             speech.signal(Signal.START)

@@ -38,6 +38,17 @@ export async function bringPersonas(files) {
   throw new Error(answer.error?.message ?? `The server answered ${response.status}.`);
 }
 
+/**
+ * @param {string} chat
+ * @returns {Promise<import("./trace.js").Trace>} what lore did in the last reply's prompt
+ */
+export async function getTrace(chat) {
+  const response = await fetch(`/v1/chats/${encodeURIComponent(chat)}/trace`);
+  const answer = await response.json().catch(() => ({}));
+  if (response.ok) return answer;
+  throw new Error(answer.error?.message ?? `The server answered ${response.status}.`);
+}
+
 /** @param {string} chat */
 export async function deleteChat(chat) {
   const response = await fetch(`/v1/chats/${encodeURIComponent(chat)}`, { method: "DELETE" });

@@ -29,6 +29,9 @@ const view = new View(
     onDeleteChat,
     onName,
     onVoice,
+    onGreeting,
+    onGive,
+    onPanel,
     onBring,
     onUndo,
     onWords: (words) => dispatch({ t: "page.words", words }),
@@ -56,6 +59,8 @@ function dispatch(event) {
   wire.busy = Boolean(state.chat?.live);
   if (event.t === "turn.failed" || voiceOf(state)?.name !== voiceOf(before)?.name) pollBackends();
   if (event.t === "turn.accepted" && voiceOf(state)?.state !== "ready") pollBackends();
+  const spoken = before.chat?.live && !state.chat?.live;
+  if (state.panel && (!before.panel || spoken)) loadTrace();
   if (state !== before) draw();
 }
 
@@ -185,6 +190,50 @@ async function onVoice(backend) {
     fail(error);
   }
   pollBackends(); // whether it was taken or refused, the picker shows what the chat has now
+}
+
+/** Goes to the greeting before or after the chosen one, around. @param {number} by */
+async function onGreeting(by) {
+  const { id, greetings, greeting } = state.chat ?? { greetings: [], greeting: null };
+  if (id === undefined || greeting === null || greetings.length < 2) return;
+  const next = (greeting + by + greetings.length) % greetings.length;
+  try {
+    await wire.request({ t: "chat.set", chat: id, d: { greeting: next } });
+  } catch (error) {
+    fail(error);
+  }
+}
+
+/**
+ * Says who the reader is, or how the author wants it to go on.
+ * @param {import("./panel.js").Given} given
+ * @returns {Promise<boolean>} whether the server took it
+ */
+async function onGive(given) {
+  const { chat } = state;
+  if (!chat) return false;
+  try {
+    await wire.request({ t: "chat.set", chat: chat.id, d: given });
+    fail(null);
+    return true;
+  } catch (error) {
+    const gone = error instanceof WireError && error.code === "offline";
+    fail(gone ? new Error("Not connected right now, so nothing was saved.") : error);
+    return false;
+  }
+}
+
+/** @param {boolean} open */
+function onPanel(open) {
+  dispatch({ t: "page.panel", open });
+}
+
+/** What the last prompt held; it is worked out anew, so the panel waits for it. */
+async function loadTrace() {
+  const chat = state.chat?.id;
+  if (chat === undefined) return;
+  const why = (/** @type {Error} */ error) => error.message;
+  dispatch({ t: "page.trace", chat, trace: await api.getTrace(chat).catch(why) });
 }
 
 /** Brings files of characters, a few at a time. @param {File[]} files */

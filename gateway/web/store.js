@@ -22,11 +22,14 @@
  * @typedef {{ turn: string, message: string, text: string, stopping: boolean }} Live
  *   The reply that is being spoken now.
  *
+ * @typedef {{ text: string, depth: number, role?: string }} Note An author's note.
+ *
  * @typedef {{
- *   id: string, persona: {id: string, name: string}, user: string, backend: string,
+ *   id: string, persona: {id: string, name: string}, user: string, about: string,
+ *   note: Note | null, backend: string, greetings: Message[], greeting: number | null,
  *   messages: Message[], live: Live | null, gap: boolean,
- * }} Chat `backend`: the chosen one, empty for the server's default; `gap`: a delta was missed;
- *   only a snapshot helps.
+ * }} Chat `backend`: the chosen one, empty for the server's default; `greetings`: first messages
+ *   to choose from, none once more was said; `gap`: a delta was missed; only a snapshot helps.
  *
  * @typedef {{
  *   name: string, state: "idle" | "starting" | "ready" | "down", detail: string,
@@ -60,10 +63,11 @@
  *   backends: Backend[], personas: Persona[] | null, chats: ChatSummary[] | null,
  *   chat: Chat | null, missing: boolean, opening: string | null,
  *   outgoing: Outgoing, problem: Problem | null,
+ *   panel: boolean, trace: import("./trace.js").Trace | string | null,
  *   words: string, shown: number, brought: Brought[], bringing: {done: number, of: number} | null,
  * }} State `words` are looked for, `shown` characters at most are on the page, `brought` and
  *   `bringing` are files that were read and that are on their way; `missing`: the route names a chat that is not there; `opening`: the persona whose
- *   chat is being started.
+ *   chat is being started; `panel`: it is open; `trace`: of the last prompt, or why there is none.
  *
  * @typedef {{ t: string } & Record<string, any>} PageEvent
  */
@@ -83,6 +87,8 @@ export const INITIAL = {
   opening: null,
   outgoing: NOTHING_SENT,
   problem: null,
+  panel: false,
+  trace: null,
   words: "",
   shown: 48,
   brought: [],
@@ -112,7 +118,10 @@ function reducePage(state, event) {
       if (event.chat === state.route.chat) return state;
       const route = { chat: event.chat };
       // The list of chats is read anew at home: an old one would change under the hand.
-      const cleared = { chat: null, chats: null, missing: false, opening: null, problem: null };
+      const cleared = {
+        ...{ chat: null, chats: null, missing: false, opening: null, problem: null },
+        ...{ panel: false, trace: null },
+      };
       if (event.chat !== null) return { ...state, ...cleared, route, brought: [] };
       return { ...state, ...cleared, route };
     }
@@ -122,6 +131,10 @@ function reducePage(state, event) {
       return { ...state, backends: event.backends };
     case "page.personas":
       return { ...state, personas: event.personas };
+    case "page.panel":
+      return { ...state, panel: event.open && state.chat !== null };
+    case "page.trace":
+      return event.chat === state.chat?.id ? { ...state, trace: event.trace } : state;
     case "page.words":
       return { ...state, words: event.words, shown: INITIAL.shown };
     case "page.more":
@@ -183,7 +196,7 @@ function reduceFrame(state, frame) {
     const { status, chat: sentTo } = state.outgoing;
     return status === "unsure" && sentTo === chat.id ? resolveUnsure(shown, chat) : shown;
   }
-  if (frame.t === "chat.deleted") return { ...state, chat: null, missing: true };
+  if (frame.t === "chat.deleted") return { ...state, chat: null, panel: false, missing: true };
   if (!state.chat) return state; // the snapshot that is on its way says it all
   const chat = reduceChat(state.chat, frame);
   return chat === state.chat ? state : { ...state, chat };
@@ -194,7 +207,7 @@ function reduceError(state, frame) {
   const { code = "internal", message = "Something went wrong." } = frame.d ?? {};
   if (code === "turn_over") return state; // Stop came after the end: what was wanted, happened
   if (frame.chat !== undefined && frame.chat !== state.route.chat) return state;
-  if (code === "unknown_chat") return { ...state, chat: null, missing: true };
+  if (code === "unknown_chat") return { ...state, chat: null, panel: false, missing: true };
   return { ...state, problem: { code, message } };
 }
 
@@ -205,8 +218,9 @@ function fromSnapshot(id, d) {
     ? { turn: d.live.turn, message: d.live.message, text: d.live.text, stopping: false }
     : null;
   const messages = d.messages.filter((/** @type {Message} */ m) => m.id !== live?.message);
-  const { persona, user, backend } = d;
-  return { id, persona, user, backend, messages, live, gap: false };
+  const { persona, user, about, note, backend, greetings, greeting } = d;
+  const given = { user, about, note, backend, greetings, greeting };
+  return { id, persona, ...given, messages, live, gap: false };
 }
 
 /** Did the message whose answer was lost reach the server? @returns {State} */
@@ -252,12 +266,12 @@ export function reduceChat(chat, frame) {
   const turn = frame.turn ?? "";
   switch (frame.t) {
     case "chat.updated":
-      return { ...chat, backend: d.backend };
+      return updated(chat, d);
     case "turn.accepted": {
       const messages = withMessage(chat.messages, d.user_message);
       const known = chat.live?.turn === turn || messages.some((m) => m.id === d.reply_id);
       const live = known ? chat.live : { turn, message: d.reply_id, text: "", stopping: false };
-      return { ...chat, messages, live };
+      return { ...chat, greetings: [], greeting: null, messages, live };
     }
     case "turn.delta":
       return chat.live?.turn === turn ? withDelta(chat, chat.live, d.off, d.text) : chat;
@@ -268,6 +282,14 @@ export function reduceChat(chat, frame) {
     default:
       return chat; // an event of a newer server
   }
+}
+
+/** @param {Chat} chat @param {Record<string, any>} d @returns {Chat} */
+function updated(chat, { user, about, note, backend, greetings, greeting }) {
+  const given = { ...chat, user, about, note, backend };
+  const begun = chat.live !== null || chat.messages.length > 1; // then this is heard once more
+  if (begun || greetings.length === 0) return given;
+  return { ...given, greetings, greeting, messages: [greetings[greeting]] };
 }
 
 /**

@@ -6,6 +6,7 @@ import { avatar, byId, h } from "./dom.js";
 import { endMark } from "./format.js";
 import { chatRow, emptyCards, personaCard } from "./home.js";
 import { MessageList } from "./messages.js";
+import { Panel } from "./panel.js";
 import { matching, voiceOf } from "./store.js";
 
 /** @typedef {import("./store.js").State} State @typedef {import("./store.js").Chat} Chat */
@@ -17,7 +18,8 @@ import { matching, voiceOf } from "./store.js";
  *   onRetry: () => void, onDismiss: () => void, onName: (name: string) => void,
  *   onVoice: (backend: string) => void, onBring: (files: File[]) => void,
  *   onUndo: (persona: string) => void, onWords: (words: string) => void, onMore: () => void,
- * }} Callbacks
+ *   onGreeting: (by: number) => void,
+ * } & import("./panel.js").Callbacks} Callbacks
  */
 
 export class View {
@@ -37,6 +39,7 @@ export class View {
       stop: byId("stop"),
     };
     this.composer = new Composer(/** @type {any} */ (elements), callbacks, sessionStorage);
+    this.panel = new Panel(callbacks);
     /** @type {HTMLInputElement} */ const field = byId("name");
     field.value = name;
     field.addEventListener("input", () => callbacks.onName(field.value.trim()));
@@ -49,11 +52,9 @@ export class View {
     byId("me").addEventListener("submit", (event) => event.preventDefault());
     byId("retry").addEventListener("click", callbacks.onRetry);
     byId("dismiss").addEventListener("click", callbacks.onDismiss);
-    document.addEventListener("keydown", (event) => {
-      if (event.key !== "Escape" || event.isComposing || !this.#state?.chat?.live) return;
-      event.preventDefault();
-      callbacks.onStop();
-    });
+    byId("greeting-before").addEventListener("click", () => callbacks.onGreeting(-1));
+    byId("greeting-after").addEventListener("click", () => callbacks.onGreeting(1));
+    document.addEventListener("keydown", (event) => this.#pressed(event));
   }
 
   render(/** @type {State} */ state) {
@@ -77,6 +78,12 @@ export class View {
       this.list.show(state.chat, picture(state, state.chat.persona.id));
       this.#announce(state.chat, before?.chat ?? null);
     }
+    if (changed("chat")) {
+      this.#greetings(state.chat, before?.chat ?? null);
+      this.panel.show(state.chat);
+    }
+    if (changed("panel")) this.panel.open(state.panel);
+    if (changed("trace", "panel") && state.panel) this.panel.trace(state.trace);
     if (changed("chat", "outgoing")) {
       const { outgoing, chat } = state;
       this.composer.show({
@@ -88,6 +95,38 @@ export class View {
         this.composer.delivered(outgoing.chat, outgoing.text);
       }
     }
+  }
+
+  /** Keys that count wherever the focus is. */
+  #pressed(/** @type {KeyboardEvent} */ event) {
+    const { chat, panel } = this.#state ?? {};
+    if (event.isComposing || event.ctrlKey || event.altKey || event.metaKey || event.shiftKey) return;
+    if (event.key === "Escape" && (chat?.live || panel)) {
+      event.preventDefault();
+      if (chat?.live) this.callbacks.onStop();
+      else this.callbacks.onPanel(false);
+    }
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!by || !chat || chat.greetings.length < 2 || writing(event.target)) return;
+    event.preventDefault();
+    this.callbacks.onGreeting(by);
+  }
+
+  /** The greetings to choose from, and where among them the chat is. */
+  #greetings(/** @type {Chat | null} */ chat, /** @type {Chat | null} */ before) {
+    const { greetings = [], greeting = null } = chat ?? {};
+    const many = greetings.length > 1 && greeting !== null;
+    const group = byId("greetings");
+    const held = group.contains(document.activeElement);
+    group.hidden = !many;
+    if (!many) {
+      if (held) byId("draft").focus(); // a button that goes must not take the focus with it
+      return;
+    }
+    const words = `${greeting + 1} of ${greetings.length}`;
+    group.querySelector(".words")?.replaceChildren(words);
+    if (before?.id !== chat?.id || before?.greeting === greeting) return;
+    byId("announcer").textContent = `Greeting ${words}: ${greetings[greeting]?.text ?? ""}`;
   }
 
   /** @param {State} state @param {State | null} before */
@@ -222,6 +261,12 @@ export class View {
     const parts = [`${message.name}: ${message.text}`, endMark(message)];
     byId("announcer").textContent = parts.filter(Boolean).join(" ");
   }
+}
+
+/** Whether a key belongs to a field that something is written or chosen in. */
+function writing(/** @type {EventTarget | null} */ target) {
+  if (target instanceof HTMLTextAreaElement && target.id === "draft") return target.value !== "";
+  return target instanceof Element && target.matches("input, textarea, select");
 }
 
 /** @param {State} state @param {string} persona @returns {string | null} */

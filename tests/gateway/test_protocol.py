@@ -24,6 +24,7 @@ from gateway.protocol import (
     ChatDeleted,
     ChatEvent,
     ChatOpen,
+    ChatSet,
     ChatSnapshot,
     ChatSubscribe,
     ChatTyping,
@@ -59,6 +60,7 @@ from gateway.protocol import (
     encode,
     utf16_len,
 )
+from personas.persona import Note
 
 if TYPE_CHECKING:
     from personas.persona import JsonValue
@@ -109,9 +111,27 @@ chat_event = {
 }
 event = {**chat_event, "turn": ids}
 users = st.text("abcÄé", min_size=1, max_size=40)
+notes = st.builds(Note, text=texts, depth=st.integers(0, 100), role=st.sampled_from(Role))
+changeable = {
+    "user": texts,
+    "about": texts,
+    "note": st.none() | notes,
+    "backend": texts,
+    "greetings": st.lists(messages, max_size=2).map(tuple),
+    "greeting": st.none() | counts,
+}
 client_frames = st.one_of(
     st.builds(Hello, id=st.none() | ids, client=st.none() | texts),
-    st.builds(ChatOpen, id=ids, persona=texts, user=users, backend=st.none() | ids),
+    st.builds(
+        ChatOpen,
+        id=ids,
+        persona=texts,
+        user=users,
+        about=texts,
+        note=st.none() | notes,
+        greeting=st.none() | counts,
+        backend=st.none() | ids,
+    ),
     st.builds(
         ChatSubscribe,
         id=ids,
@@ -121,6 +141,15 @@ client_frames = st.one_of(
     st.builds(ChatUnsubscribe, id=st.none() | ids, chat=ids),
     st.builds(ChatTyping, id=st.none() | ids, chat=ids),
     st.builds(ChatUse, id=ids, chat=ids, backend=ids),
+    st.builds(
+        ChatSet,
+        id=ids,
+        chat=ids,
+        user=st.none() | users,
+        about=texts,
+        note=st.none() | notes,
+        greeting=st.none() | counts,
+    ),
     st.builds(TurnCreate, id=ids, chat=ids, text=texts),
     st.builds(TurnCancel, id=st.none() | ids, chat=ids, turn=ids),
     st.builds(Ping, id=st.none() | ids, n=st.integers(-(2**53) + 1, 2**53 - 1)),
@@ -142,12 +171,11 @@ server_frames = st.one_of(
         epoch=ids,
         seq=counts,
         persona=st.builds(PersonaRef, id=ids, name=texts),
-        user=texts,
-        backend=texts,
+        **changeable,
         messages=st.lists(messages, max_size=3).map(tuple),
         live=st.none() | st.builds(LiveReply, turn=ids, message=ids, text=texts, off=counts),
     ),
-    st.builds(ChatUpdated, **chat_event, backend=texts),
+    st.builds(ChatUpdated, **chat_event, **changeable),
     st.builds(ChatDeleted, **chat_event),
     st.builds(TurnAccepted, **event, user_message=messages, reply_id=ids),
     st.builds(TurnStarted, **event, backend=texts, model=texts),
@@ -160,6 +188,14 @@ server_frames = st.one_of(
     st.builds(Goodbye, reason=texts, after_ms=counts),
 )
 subprotocols = st.sampled_from(Subprotocol)
+
+
+def opened(**given: JsonValue) -> JsonValue:
+    return {"t": "chat.open", "id": "i", "d": {"persona": "p", **given}}
+
+
+def changed(**given: JsonValue) -> JsonValue:
+    return {"t": "chat.set", "id": "i", "chat": "c", "d": given}
 
 
 @given(client_frames, subprotocols)
@@ -255,6 +291,19 @@ def test_missing_fields_are_refused(frame: Frame, data: st.DataObject) -> None:
             ErrorCode.BAD_FIELD,
             "d.backend",
         ),
+        (opened(about="x" * 4001), ErrorCode.BAD_FIELD, "d.about"),
+        (opened(note={"text": "x" * 4001}), ErrorCode.BAD_FIELD, "d.note.text"),
+        (opened(note={}), ErrorCode.BAD_FIELD, "d.note.text"),
+        (opened(note="dry"), ErrorCode.BAD_FIELD, "d.note"),
+        (opened(greeting=-1), ErrorCode.BAD_FIELD, "d.greeting"),
+        (changed(), ErrorCode.BAD_FIELD, "d"),
+        (changed(user=""), ErrorCode.BAD_FIELD, "d.user"),
+        (changed(about="x" * 4001), ErrorCode.BAD_FIELD, "d.about"),
+        (changed(note={"text": "x", "depth": -1}), ErrorCode.BAD_FIELD, "d.note.depth"),
+        (changed(note={"text": "x", "depth": 101}), ErrorCode.BAD_FIELD, "d.note.depth"),
+        (changed(note={"text": "x", "role": "author"}), ErrorCode.BAD_FIELD, "d.note.role"),
+        (changed(note={"text": "x", "every": 4}), ErrorCode.BAD_FIELD, "d.note.every"),
+        (changed(greeting="first"), ErrorCode.BAD_FIELD, "d.greeting"),
         (
             {"t": "chat.subscribe", "id": "i", "chat": "c", "d": {"after": {"epoch": "e"}}},
             ErrorCode.BAD_FIELD,

@@ -22,6 +22,7 @@ from gateway.migrations import settings as alembic_settings
 from gateway.protocol import Error, MessageStatus, Stats
 from gateway.schema import HEAD, metadata
 from gateway.sql_history import SqlHistory, pack_ids, unpack_ids
+from personas.persona import Note
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -330,6 +331,44 @@ async def test_migrations_lead_to_the_schema(tmp_path: Path) -> None:
     engine.dispose()
 
 
+async def test_what_a_person_changes(tmp_path: Path) -> None:
+    """Another greeting, its new words, the note and the person are there after a restart."""
+    path = tmp_path / "db.sqlite"
+    history = await SqlHistory.open(path)
+    chat = new_chat()
+    other = replace(greeting("c1"), id="c1-m1", text="You again, Ann?")
+    chat = replace(chat, messages=(*chat.messages, other), about="a miller")
+    await history.create(chat)
+    assert await history.load("c1") == chat
+    first, second = chat.messages
+    renamed = replace(second, text="You again, Bea?")
+    changed = replace(
+        chat,
+        user="Bea",
+        about="",
+        note=Note("Be dry.", 0, Role.ASSISTANT),
+        head=second.id,
+        messages=(first, renamed),
+    )
+    await history.update(changed)
+    await history.aclose()
+    history = await SqlHistory.open(path)
+    assert await history.load("c1") == changed
+    [line] = await history.summaries()
+    assert (line.user, line.preview) == ("Bea", "You again, Bea?")
+    # Later greetings are no business of a chat that goes on: its preview stays.
+    record, user, reply = new_turn(changed, 1)
+    await history.accept("c1", record, user, reply)
+    begun = replace(changed.accept(record, user, reply), note=None)
+    await history.update(begun)
+    [line] = await history.summaries()
+    assert line.preview == preview(user.text)
+    stored = await history.load("c1")
+    assert stored is not None
+    assert (stored.note, stored.head, stored.greetings) == (None, reply.id, ())
+    await history.aclose()
+
+
 @given(st.lists(st.integers(0, 2**32 - 1)).map(tuple))
 def test_ids_survive(ids: tuple[int, ...]) -> None:
     """Token ids take four bytes each and come back."""
@@ -379,7 +418,8 @@ async def test_upgrade_keeps_chats(tmp_path: Path) -> None:
     assert (first.text, first.error) == ("Mind the step.", None)
     assert first.stats is not None
     assert (first.stats.prompt_tokens, first.stats.backend) == (3, "")
-    await history.use("c_1", "scripted")
-    again = await history.load("c_1")
-    assert again == replace(chat, backend="scripted")
+    assert (chat.about, chat.note) == ("", None)
+    changed = replace(chat, backend="scripted", about="a miller", note=Note("Be dry.", 2))
+    await history.update(changed)
+    assert await history.load("c_1") == changed
     await history.aclose()

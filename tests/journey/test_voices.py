@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backends.api import Capabilities
+    from gateway.history import Chat
 
 
 class Named(ScriptedBackend):
@@ -156,14 +157,14 @@ async def test_a_choice_outlives_its_socket(
     """A socket that is closed while its choice is written does not undo half of it."""
     server, _ = await started(tmp_path, "one", "two")
     history = server.parts.history
-    write, writing, gate = history.use, asyncio.Event(), asyncio.Event()
+    write, writing, gate = history.update, asyncio.Event(), asyncio.Event()
 
-    async def slowly(chat_id: str, backend: str) -> None:
+    async def slowly(chat: Chat) -> None:
         writing.set()
         await gate.wait()
-        await write(chat_id, backend)
+        await write(chat)
 
-    monkeypatch.setattr(history, "use", slowly)
+    monkeypatch.setattr(history, "update", slowly)
     async with contextlib.AsyncExitStack() as stack:
         alice = await stack.enter_async_context(connected(server.url))
         [session] = server.parts.sessions

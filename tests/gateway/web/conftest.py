@@ -29,6 +29,8 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync"
 )
+WITHIN_MS = 20_000
+"""How long a page may take to show what it should; machines are slow at times."""
 LOST = re.compile(r"WebSocket connection to .* failed|ERR_CONNECTION_REFUSED")
 """What Chromium itself logs while the server is away."""
 
@@ -46,7 +48,14 @@ class Server:
 
     def start(self) -> None:
         """Returns when it is ready to speak."""
-        command = [sys.executable, "-m", "gateway", "run", "--backend", "scripted"]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.gateway.web.patient",
+            "run",
+            "--backend",
+            "scripted",
+        ]
         command += ["--port", str(self.port), "--data", str(self._data)]
         # The tester's own settings, and the switch of `missing`, are not this server's.
         environ = {k: v for k, v in os.environ.items() if not k.startswith("GREENROOM_")}
@@ -143,8 +152,11 @@ def server(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture
 def watch(browser: Browser, server: Server) -> Iterator[Watch]:
     """The watch over a page in a fresh profile; it has the last word of every test."""
+    from playwright.sync_api import expect
+
     with browser.new_context(viewport={"width": 1280, "height": 800}) as context:
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(WITHIN_MS)
+        expect.set_options(timeout=WITHIN_MS)
         watch = Watch(context.new_page(), server.url)
         yield watch
         watch.check()

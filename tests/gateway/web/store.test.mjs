@@ -25,8 +25,17 @@ function delta(off, text) {
   return event("turn.delta", { off, text });
 }
 
-function snapshot(messages, live = null) {
-  const d = { persona: { id: "mara", name: "Mara" }, user: "You", backend: "", messages, live };
+const GIVEN = {
+  user: "You",
+  about: "",
+  note: null,
+  backend: "",
+  greetings: [],
+  greeting: null,
+};
+
+function snapshot(messages, live = null, given = {}) {
+  const d = { persona: { id: "mara", name: "Mara" }, ...GIVEN, ...given, messages, live };
   return { t: "chat.snapshot", chat: CHAT, epoch: "e", seq: 1, d };
 }
 
@@ -91,10 +100,43 @@ test("the chosen backend speaks, and the default where none is chosen or it is g
   assert.equal(voiceOf(INITIAL), null);
   const unchosen = after({ t: "page.backends", backends });
   assert.equal(voiceOf(unchosen).name, "local");
-  const chosen = reduce(unchosen, event("chat.updated", { backend: "remote" }));
+  const chosen = reduce(unchosen, event("chat.updated", { ...GIVEN, backend: "remote" }));
   assert.equal(voiceOf(chosen).name, "remote");
   const gone = reduce(chosen, { t: "page.backends", backends: backends.slice(0, 1) });
   assert.equal(voiceOf(gone).name, "local");
+});
+
+test("another greeting takes the place of the first, until something is said", () => {
+  const greetings = [GREETING, said("n0", "assistant", "You again?")];
+  const fresh = after(snapshot([GREETING], null, { greetings, greeting: 0 }));
+  const chosen = event("chat.updated", { ...GIVEN, about: "a miller", greetings, greeting: 1 });
+  const state = reduce(fresh, chosen);
+  assert.deepEqual(state.chat.messages, [greetings[1]]);
+  assert.deepEqual([state.chat.greeting, state.chat.about], [1, "a miller"]);
+  const begun = reduce(state, ACCEPTED);
+  assert.deepEqual([begun.chat.greetings, begun.chat.greeting], [[], null]);
+  assert.deepEqual(reduce(begun, chosen).chat.messages, begun.chat.messages);
+});
+
+test("a note of another page changes what is given and nothing that was said", () => {
+  const note = { text: "Be dry.", depth: 4, role: "system" };
+  const before = after(ACCEPTED, delta(0, "Come"));
+  const state = reduce(before, event("chat.updated", { ...GIVEN, user: "Ann", note }));
+  assert.deepEqual([state.chat.user, state.chat.note], ["Ann", note]);
+  assert.equal(state.chat.live, before.chat.live);
+  assert.equal(state.chat.messages, before.chat.messages);
+});
+
+test("the panel opens in a chat only and closes with it; a trace belongs to its chat", () => {
+  const open = { t: "page.panel", open: true };
+  assert.equal(reduce(INITIAL, open).panel, false);
+  const state = reduce(after(), open);
+  assert.equal(state.panel, true);
+  assert.equal(reduce(state, { t: "page.trace", chat: "c9", trace: "x" }), state);
+  assert.equal(reduce(state, { t: "page.trace", chat: CHAT, trace: "x" }).trace, "x");
+  for (const end of [event("chat.deleted", {}), { t: "page.route", chat: null }]) {
+    assert.equal(reduce(state, end).panel, false);
+  }
 });
 
 test("the end of another turn does not end the live one", () => {
