@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from personas.jsontext import check_depth
-from personas.lorebook_reading import read_lore
+from personas.lorebook_reading import read_lore, sound_book
 from personas.persona import CardError, Persona
 
 if TYPE_CHECKING:
@@ -77,7 +77,6 @@ _TEXTS: dict[str, str] = {
     "character_version": "character_version",
 }
 _LISTS: dict[str, str] = {"tags": "tags", "alternate_greetings": "alternate_greetings"}
-_PRESERVED = frozenset({"alternate_greetings"})  # nobody can choose another greeting yet
 _V1 = frozenset({"name", "description", "personality", "scenario", "first_mes", "mes_example"})
 
 # What a V3 card must have, whatever the card that was read had.
@@ -115,8 +114,7 @@ def read_card(
             items = _list(value, commas=key == "tags")
             lists[_LISTS[key]] = items or ()
             repaired = items is not None and list(items) != value
-            kept = key in _PRESERVED
-            notes.add(path, dropped=items is None, repaired=repaired, preserved=kept)
+            notes.add(path, dropped=items is None, repaired=repaired)
         else:
             misshapen = not isinstance(value, _SHAPES.get(key, object))
             if key != "character_book" or value is None:
@@ -164,7 +162,7 @@ def write_card(persona: Persona) -> bytes:
 
     Keys of the original card stay where they were, known here or not; fields of the persona that
     were changed or repaired since are written over them, what the import dropped is empty, and what
-    the V3 specification requires and the original lacks is added.
+    the V3 specification requires and the original lacks is added, in the lorebook too.
     """
     card: dict[str, JsonValue] = dict(persona.card)
     data, prefix = _data(card) if card else ({}, "data.")
@@ -180,6 +178,11 @@ def write_card(persona: Persona) -> bytes:
             data[key] = []
     if not isinstance(data.get("extensions"), dict):
         data["extensions"] = {}
+    book = data.get("character_book")
+    if book is None:
+        data.pop("character_book", None)
+    elif isinstance(book, dict) and isinstance(book.get("entries"), (list, dict)):
+        data["character_book"] = sound_book(book)
     around = card if prefix else {}
     version = {"spec": "chara_card_v3", "spec_version": _version(card)}
     whole: dict[str, JsonValue] = {**around, **version, "data": data}
@@ -325,7 +328,7 @@ def _name(text: str) -> str:
 def _version(card: Mapping[str, JsonValue]) -> str:
     """The card's own version where it is 3 or more, else 3.0."""
     written = card.get("spec_version")
-    if isinstance(written, str) and re.fullmatch(r"[3-9](\.\d{1,3})?", written):
+    if isinstance(written, str) and re.fullmatch(r"[3-9]\.\d{1,3}", written):
         return written
     return "3.0"
 

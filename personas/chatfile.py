@@ -131,7 +131,7 @@ def from_json(whole: Mapping[str, JsonValue], limits: ImportLimits) -> ChatFile:
             raise CardError("bad_chat", "a message's id or parent is wrong", where=message.id)
         messages[message.id] = message
     head = written.get("head")
-    if head is not None and head not in messages:
+    if head is not None and (not isinstance(head, str) or head not in messages):
         raise CardError("bad_chat", "the head is no message", where="head")
     texts = [written.get(key) for key in ("id", "persona_id", "persona_revision", "user")]
     if not (
@@ -150,7 +150,7 @@ def from_json(whole: Mapping[str, JsonValue], limits: ImportLimits) -> ChatFile:
         persona_revision=persona_revision,
         user=user,
         messages=tuple(messages.values()),
-        head=None if head is None else str(head),
+        head=head,
     )
     return ChatFile(conversation, str(source.get("format", FORMAT)), header, kept, numbers)
 

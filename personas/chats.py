@@ -184,6 +184,9 @@ class _Builder:
         self._limits = limits
 
     def jsonl(self, text: str, findings: Findings) -> ChatFile:
+        if text.count("\n") > self._limits.chat_messages:
+            message = f"the chat has more than {self._limits.chat_messages} lines"
+            raise CardError("too_many_messages", message)
         header: dict[str, JsonValue] = {}
         lines: list[dict[str, JsonValue]] = []
         said: list[tuple[_Said, int | None]] = []

@@ -94,6 +94,9 @@ def _v2(v3: bytes) -> tuple[dict[str, JsonValue], tuple[Finding, ...]]:
         if not isinstance(entry, dict) or not isinstance(content, str):
             continue
         where = f"data.character_book.entries.{number}"
+        if isinstance(entry.get("id"), str):
+            del entry["id"]
+            findings.add("only_v3", "V2 has numbers as ids", where=f"{where}.id")
         plain = _DECORATORS.sub("", content)
         if plain != content:
             entry["content"] = plain

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from personas.charx import Asset
     from personas.persona import JsonValue
 
-__all__ = ["Import", "ImportedBook", "ImportedCard", "read_any"]
+__all__ = ["Import", "ImportedBook", "ImportedCard", "read_any", "read_picture"]
 
 _KNOWN = (
     (b"GIF8", "a GIF picture"),
@@ -37,6 +37,7 @@ _KNOWN = (
 _PAGE = re.compile(rb"\s*<(?:!doctype|!--|html|head|body|\?xml|svg)", re.IGNORECASE)
 _REMOTE = re.compile(r"\]\(\s*<?(?:https?:)?//|<img\b", re.IGNORECASE)
 _RESERVED = re.compile(r"con|prn|aux|nul|com\d|lpt\d")  # no file names on Windows
+_YAML = (".yaml", ".yml")
 _FATAL = frozenset({"encrypted", "too_large", "too_deep", "too_many_values", "inflate_bomb"})
 
 
@@ -130,6 +131,17 @@ def read_any(
         assets=assets,
         findings=findings.done(),
     )
+
+
+def read_picture(raw: bytes, limits: ImportLimits | None = None) -> bytes | None:
+    """The picture of a card's file as it came, and nothing else of it: never show it.
+
+    Raises `CardError` where no card is found, as `read_any`.
+    """
+    reader = _Reader(raw, "", limits or ImportLimits())
+    found = reader.find()
+    assets = charx.name_assets(found.card, found.files or {}, reader.findings)
+    return charx.main_icon(assets) or found.picture
 
 
 class _Reader:
@@ -247,8 +259,12 @@ class _Reader:
             self.findings.add("base64_file", "the file is base64 of JSON")
         text = decode_text(raw[: self.limits.json_bytes + 1])
         if text.lstrip().startswith(("{", "[")) and not foreign.is_definition(text[:4096]):
-            card, raw = load_json(raw, self.limits, self.findings)
-            return _Found("json", card, raw)
+            try:
+                card, raw = load_json(raw, self.limits, self.findings)
+                return _Found("json", card, raw)
+            except CardError as error:  # YAML has braces too
+                if error.code != "bad_json" or not self.filename.lower().endswith(_YAML):
+                    raise
         if foreign.is_definition(text):
             name = _stem(self.filename) or "Character"
             if len(text) > self.limits.yaml_bytes:

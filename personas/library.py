@@ -8,12 +8,12 @@ import threading
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from personas.importer import ImportedCard, read_any
+from personas.importer import read_picture
 from personas.limits import ImportLimits
 from personas.persona import CardError, Persona, PersonaNotFound
-from personas.pictures import reencode
+from personas.pictures import Picture, for_page
 from personas.shelf import Look, Shelf
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from personas.shelf import Added, Entry, Trouble
 
-__all__ = ["Avatar", "Library"]
+__all__ = ["Library"]
 
 _log = logging.getLogger(__name__)
 
@@ -30,13 +30,6 @@ _SVG_BYTES = 1 << 20
 # What a page shows is small; the card's own picture is in its file.
 _AVATAR_SIDE = 512
 _CACHED_BYTES = 64 << 20
-
-
-class Avatar(NamedTuple):
-    """A picture that may be shown."""
-
-    data: bytes
-    media_type: str
 
 
 class Library:
@@ -182,7 +175,7 @@ class Library:
             raise CardError("shipped", message, where=persona_id)
         self._merge()
 
-    def avatar(self, persona_id: str) -> Avatar | None:
+    def avatar(self, persona_id: str) -> Picture | None:
         """The persona's picture, made anew from its file; None when it has none.
 
         Reads and decodes at the first call for a revision. Raises `PersonaNotFound`.
@@ -214,11 +207,11 @@ class _Pictures:
 
     def __init__(self, limits: ImportLimits) -> None:
         self._limits = limits
-        self._made: OrderedDict[tuple[Path, int], Avatar] = OrderedDict()
+        self._made: OrderedDict[tuple[Path, int], Picture] = OrderedDict()
         self._size = 0
         self._lock = threading.Lock()
 
-    def get(self, entry: Entry, path: Path) -> Avatar:
+    def get(self, entry: Entry, path: Path) -> Picture:
         """Raises `OSError` and `CardError`."""
         key = (path, path.stat().st_mtime_ns)
         with self._lock:
@@ -235,21 +228,20 @@ class _Pictures:
         return made
 
 
-def _picture(entry: Entry, path: Path, limits: ImportLimits) -> Avatar:
+def _picture(entry: Entry, path: Path, limits: ImportLimits) -> Picture:
     if path.stat().st_size > limits.file_bytes:
         raise CardError("too_large", f"more than {limits.file_bytes} bytes", where=path.name)
     raw = path.read_bytes()
     if path.suffix.lower() == ".svg":  # served so that it can run nothing
         if len(raw) > _SVG_BYTES:
             raise CardError("too_large", f"more than {_SVG_BYTES} bytes", where=path.name)
-        return Avatar(raw, "image/svg+xml")
+        return Picture(raw, "image/svg+xml")
     if path == entry.file:
-        imported = read_any(raw, filename=path.name, limits=limits, with_avatar=False)
-        picture = imported.picture if isinstance(imported, ImportedCard) else None
+        picture = read_picture(raw, limits)
         if picture is None:
             raise CardError("no_picture", "the card has no picture any more", where=path.name)
         raw = picture
-    return Avatar(reencode(raw, limits), "image/png")
+    return for_page(raw, limits)
 
 
 def _words(persona: Persona) -> str:

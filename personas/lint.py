@@ -51,7 +51,6 @@ _ORDINARY = frozenset(
         "assets",
         "extensions",
         "group_only_greetings",
-        "alternate_greetings",
         "source",
         "creation_date",
         "modification_date",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = ["Key", "KeyIndex", "PatternError", "compile_pattern"]
 
@@ -25,11 +25,18 @@ _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ua4cf\uac00-\ud7ff\uf900-\ufaff\uff66-\uff9f]"
 )
 _EDGE = 3
-# RE2 refuses a pattern whose program is larger.
-_PATTERN_BYTES = 1 << 18
+# RE2 refuses a pattern whose program is larger; compiling takes time in the square of that.
+_PATTERN_BYTES = 1 << 17
 _GROUP_BYTES = 1 << 21
+_PATTERN_CHARS = 1 << 13
+# Patterns looked for together: so many at most, with so many instructions.
 _TOGETHER = 32
+_TOGETHER_SIZE = 2_000
+# Of one book. A usual pattern has 10 to 50 instructions; the time for one character of a text is at
+# worst in proportion to all of them.
 _MOST_PATTERNS = 1024
+_MOST_INSTRUCTIONS = 1 << 15
+_REFUSED = 10  # instructions that a character of a refused pattern counts as
 _REMEMBERED = 2048
 
 
@@ -39,6 +46,11 @@ class PatternError(ValueError):
 
 class Pattern(Protocol):
     """What we use of a compiled RE2 pattern."""
+
+    @property
+    def programsize(self) -> int:
+        """Its instructions."""
+        ...
 
     def search(self, text: bytes) -> object | None:
         """The first match, or None."""
@@ -65,6 +77,8 @@ def compile_pattern(key: Key) -> Pattern:
     Of JavaScript's flags `i`, `m` and `s` count, `g`, `u` and `y` change nothing that is asked
     here. Look-around and back references are not regular: RE2 has none.
     """
+    if len(key.text) > _PATTERN_CHARS:
+        raise PatternError(f"more than {_PATTERN_CHARS} characters")
     flags, source = _read(key)
     return _compile(f"(?{flags}){source}" if flags else source, _PATTERN_BYTES)
 
@@ -101,8 +115,7 @@ class _Patterns:
 
     def __init__(self, found: Sequence[tuple[int, Key, Pattern]]) -> None:
         self._groups: list[tuple[Pattern | None, list[tuple[int, Pattern]]]] = []
-        for start in range(0, len(found), _TOGETHER):
-            some = found[start : start + _TOGETHER]
+        for some in _grouped(found):
             each = [(number, pattern) for number, _, pattern in some]
             self._groups.append((_any_of([key for _, key, _ in some]), each))
 
@@ -115,8 +128,25 @@ class _Patterns:
                 into.update(number for number, one in each if one.search(raw) is not None)
 
 
+def _grouped(
+    found: Sequence[tuple[int, Key, Pattern]],
+) -> Iterator[list[tuple[int, Key, Pattern]]]:
+    some: list[tuple[int, Key, Pattern]] = []
+    size = 0
+    for one in found:
+        size += one[2].programsize
+        if some and (len(some) == _TOGETHER or size > _TOGETHER_SIZE):
+            yield some
+            some, size = [], one[2].programsize
+        some.append(one)
+    if some:
+        yield some
+
+
 def _any_of(keys: Sequence[Key]) -> Pattern | None:
     """One pattern that matches where any of them does; None when there is no such."""
+    if len(keys) == 1:
+        return None
     read = [_read(key) for key in keys]
     if any("\\Q" in source for _, source in read):  # could quote its way out of its group
         return None
@@ -160,17 +190,21 @@ class KeyIndex:
         self._folded = _Plain(defaultdict(list), [])
         self._exact = _Plain(defaultdict(list), [])
         patterns: list[tuple[int, Key, Pattern]] = []
-        tried = 0
+        tried, size = 0, 0
         self._remembered: OrderedDict[str, frozenset[int]] = OrderedDict()
         for number, key in enumerate(keys):
-            if key.is_pattern and tried >= _MOST_PATTERNS:
-                self.broken[number] = f"{_MOST_PATTERNS} patterns come before it"
+            if key.is_pattern and (tried >= _MOST_PATTERNS or size >= _MOST_INSTRUCTIONS):
+                self.broken[number] = f"{tried} patterns come before it, and that is work enough"
             elif key.is_pattern:
                 tried += 1
                 try:
-                    patterns.append((number, key, compile_pattern(key)))
+                    pattern = compile_pattern(key)
                 except PatternError as error:
                     self.broken[number] = str(error)
+                    size += _REFUSED * min(len(key.text), _PATTERN_CHARS)
+                else:
+                    patterns.append((number, key, pattern))
+                    size += pattern.programsize
             elif key.case_sensitive:
                 self._exact.add(number, key.text, key.whole_words)
             else:

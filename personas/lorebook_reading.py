@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from personas.persona import JsonValue
 
-__all__ = ["ReadLore", "read_lore"]
+__all__ = ["ReadLore", "read_lore", "sound_book"]
 
 T = TypeVar("T")
 
@@ -41,6 +41,16 @@ _PLACES: dict[JsonValue, Place] = {
     6: Place.EXAMPLES,
     7: Place.OUTLET,
 }
+# What V3 has names for, and what only SillyTavern's numbers say.
+_NAMED = {Place.BEFORE_CHAR: "before_char", Place.AFTER_CHAR: "after_char"}
+_NUMBERED = {Place.DEPTH: 4, Place.EXAMPLES: 5, Place.OUTLET: 7}
+_OPTIONAL = frozenset(
+    (
+        *("name", "description", "scan_depth", "token_budget", "recursive_scanning", "priority"),
+        *("id", "comment", "selective", "secondary_keys", "constant", "position"),
+        "case_sensitive",
+    )
+)
 _SOURCES = {
     "match_persona_description": "user",
     "match_character_description": "description",
@@ -96,6 +106,60 @@ def read_lore(data: Mapping[str, JsonValue], prefix: str = "") -> ReadLore:
         read.depth_prompt = Note(text, depth, _role(_map(note).get("role")))
         read.executed.append(f"{prefix}extensions.depth_prompt")
     return read
+
+
+def sound_book(book: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """The book with every field that V3 knows in V3's type: it reads as before, and strict readers
+    take it. Other keys, and fields that are sound, stay as they are."""
+    listed = book.get("entries")
+    items = [*listed.values()] if isinstance(listed, dict) else listed
+    entries = items if isinstance(items, list) else []
+    sound: dict[str, JsonValue] = {
+        **_without_nulls(book),
+        "extensions": dict(_map(book.get("extensions"))),
+        "entries": [_sound_entry(each) if isinstance(each, dict) else each for each in entries],
+    }
+    for key in ("scan_depth", "token_budget"):
+        if isinstance(sound.get(key), (str, bool)):
+            sound[key] = _count(sound[key], Lorebook().scan_depth if key == "scan_depth" else 0)
+    if "recursive_scanning" in sound:
+        sound["recursive_scanning"] = _flag(sound["recursive_scanning"], False)
+    return sound
+
+
+def _without_nulls(item: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """Without those fields of V3 that may be absent and are null."""
+    return {key: value for key, value in item.items() if value is not None or key not in _OPTIONAL}
+
+
+def _sound_entry(item: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    regex = _flag(item.get("use_regex"), False)
+    more = dict(_map(item.get("extensions")))
+    entry: dict[str, JsonValue] = {**_without_nulls(item), "extensions": more, "use_regex": regex}
+    for key, other in (("keys", "key"), ("secondary_keys", "keysecondary")):
+        written = item.get(key, item.get(other))
+        sound = isinstance(written, list) and all(isinstance(each, str) for each in written)
+        if key in item or key == "keys" or written is not None:
+            entry[key] = written if sound else [*_keys(written, regex)]
+    if not isinstance(entry.get("content"), str):
+        entry["content"] = ""
+    entry["enabled"] = _flag(item.get("enabled"), True)
+    for key in ("constant", "selective", "case_sensitive"):
+        if key in entry:
+            entry[key] = _flag(entry[key], False)
+    for key, default in (("insertion_order", LoreEntry(id="").order), ("priority", 0)):
+        value = entry.get(key)
+        if key == "insertion_order" or value is not None:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            entry[key] = value if number else _signed(value, default)
+    if entry.get("position") not in (None, "before_char", "after_char"):
+        place = _place(item, more)
+        del entry["position"]
+        if place in _NAMED and more.get("position") is None:
+            entry["position"] = _NAMED[place]
+        elif more.get("position") is None:
+            more["position"] = _NUMBERED[place]
+    return entry
 
 
 def _found(data: Mapping[str, JsonValue], prefix: str) -> Iterator[tuple[str, JsonValue]]:

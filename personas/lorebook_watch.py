@@ -8,6 +8,7 @@ the chat's id and its length, so that whoever replays the chat finds the same.
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import islice
@@ -27,6 +28,9 @@ __all__ = ["MOST", "Watch"]
 MOST = 256
 """Entries that can come in at one turn. A book that asks for more would stop the server."""
 
+# Looks at an entry in one turn, after which recursion ends. Books have thousands of entries and a
+# few steps; one made to stop the server has thousands of steps.
+_LOOKS = 50_000
 _TOLD = 64  # rejections that one turn tells of
 
 
@@ -102,19 +106,21 @@ class _Turn:
         recent = (at for key in heard for at in lore.by_key.get(key, ()))
         candidates = {*lore.unprompted, *past, *recent}
         spreading = [active for active in lore.permanent if self._spreads(active)]
-        step = 0
+        step = looks = 0
         while True:
+            looks += len(candidates)
             spreading += [
                 active for active in self._step(candidates, step) if self._spreads(active)
             ]
-            waiting = [level for level in lore.levels if level > step]
-            if not spreading and not (waiting and self._recalled):
+            later = bisect_right(lore.levels, step)
+            waiting = later < len(lore.levels) and self._recalled
+            if (not spreading and not waiting) or looks > _LOOKS or len(self._active) >= MOST:
                 break
             for active in spreading:
                 for key in lore.index.find(watch._recall(active.entry)):
                     self._recalled.setdefault(key, active.entry.id)
                     candidates.update(lore.by_key.get(key, ()))
-            step = step + 1 if spreading else waiting[0]
+            step = step + 1 if spreading else lore.levels[later]
             spreading = []
         for at in self._active:
             self._remember(at)

@@ -257,7 +257,7 @@ class _Expansion:
             return None
         if self.seed is None:
             return "…"
-        added = int((match[3] or "0").replace(" ", ""))
+        added = int("".join((match[3] or "0").split()))
         return str(added + sum(1 + self.below(sides, at, again) for again in range(count)))
 
     def hidden(self, argument: str, at: int, doubled: bool) -> str:

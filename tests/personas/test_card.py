@@ -115,6 +115,7 @@ def test_alternate_greetings_text() -> None:
     imported = read_card(v3(alternate_greetings="Hello, you"), id="ada")
     assert imported.persona.alternate_greetings == ("Hello, you",)
     assert imported.report.repaired == ("data.alternate_greetings",)
+    assert "data.alternate_greetings" in imported.report.executed
 
 
 def test_greeting_from_alternates() -> None:
@@ -140,8 +141,14 @@ def test_dropped() -> None:
 
 def test_lorebook() -> None:
     """A lorebook is executed, what of it has no effect is named, and an export keeps it whole."""
-    entry: JsonValue = {"keys": ["x", "/(?=y)/"], "content": "@@depth 3\n@@unheard_of\ny"}
-    book: JsonValue = {"entries": [entry]}
+    required: dict[str, JsonValue] = {"extensions": {}, "enabled": True, "insertion_order": 1}
+    entry: JsonValue = {
+        "keys": ["x", "/(?=y)/"],
+        "content": "@@depth 3\n@@unheard_of\ny",
+        "use_regex": False,
+        **required,
+    }
+    book: JsonValue = {"entries": [entry], "extensions": {}}
     imported = read_card(v3(character_book=book), id="ada")
     assert "data.character_book" in imported.report.executed
     path = "data.character_book.entries.0"

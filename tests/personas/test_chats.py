@@ -179,6 +179,16 @@ def test_ids() -> None:
     assert chat.conversation.id.startswith("id-")
 
 
+@pytest.mark.parametrize("head", [{}, [], 3, "nobody"])
+def test_own_head_is_checked(head: JsonValue) -> None:
+    """A chat of ours whose head is none of its messages is refused."""
+    (chat,) = read_chats(lines(HEADER, *LINES))
+    whole = json.loads(chats.to_json(chat))
+    whole["conversation"]["head"] = head
+    with pytest.raises(CardError, match="the head is no message"):
+        read_chats(json.dumps(whole).encode())
+
+
 @pytest.mark.parametrize(
     ("raw", "code"),
     [
@@ -188,6 +198,7 @@ def test_ids() -> None:
         (b"[]", "not_a_card"),
         (b"\xff\xfe\x00\xd8\x00", "bad_encoding"),
         (lines(HEADER, *LINES), "too_many_messages"),
+        (b'{"user_name": "Sam"}' + b"\n" * 100 + b"x", "too_many_messages"),
         (lines(HEADER, {"mes": "x" * 3000}), "too_large"),
     ],
 )

@@ -14,10 +14,11 @@ from personas import exporter
 from personas.card import read_card
 from personas.charx import Asset
 from personas.importer import ImportedCard, read_any
+from personas.lorebook_reading import sound_book
 from personas.persona import CardError, JsonValue, Persona
 from tests.personas import makers
 
-BOOK: JsonValue = {
+BOOK: dict[str, JsonValue] = {
     "name": "Town",
     "extensions": {"a": [1, None]},
     "unknown": 1.5,
@@ -56,7 +57,7 @@ def test_json_round_trip() -> None:
     first = exporter.to_json(persona())
     assert exporter.to_json(again(first).persona) == first
     kept = fields(first)
-    assert kept["character_book"] == BOOK
+    assert kept["character_book"] == sound_book(BOOK)
     assert kept["extensions"] == {"some/one": {"deep": [None, 1.5, "ü\ud83d"]}}
     assert kept["unknown"] == {"kept": True}
 
@@ -66,7 +67,8 @@ def test_v2() -> None:
     whole = json.loads(exporter.to_json(persona(), version=2))
     assert (whole["spec"], whole["spec_version"]) == ("chara_card_v2", "2.0")
     entries = whole["data"]["character_book"]["entries"]
-    assert entries[0] == {"keys": ["a"], "content": "Hello\n@@not at the top", "x": 1}
+    added = {"extensions": {}, "enabled": True, "insertion_order": 100, "use_regex": False}
+    assert entries[0] == {"keys": ["a"], "content": "Hello\n@@not at the top", "x": 1, **added}
     assert whole["data"]["unknown"] == {"kept": True}
     said = {(f.code, f.where) for f in exporter.losses(persona())}
     assert said == {
@@ -178,3 +180,13 @@ def test_aichar() -> None:
         for text in (made.export_json(kind), made.export_yaml(kind)):
             found = again(text.encode()).persona
             assert (found.name, found.greeting) == ("Ada", "Tick?"), text
+
+
+def test_v2_has_numbers_as_ids() -> None:
+    """An entry's id that is a text stays in V3; V2 leaves it out and says so."""
+    book: JsonValue = {"entries": [{"keys": ["a"], "content": "A", "id": "x"}]}
+    found = read_card(makers.card(character_book=book), id="ada").persona
+    for version, id in ((3, "x"), (2, None)):
+        whole = json.loads(exporter.to_json(found, version=3 if version == 3 else 2))
+        assert whole["data"]["character_book"]["entries"][0].get("id") == id
+    assert [each.where for each in exporter.losses(found)] == ["data.character_book.entries.0.id"]

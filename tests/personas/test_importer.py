@@ -193,6 +193,16 @@ def test_foreign_json() -> None:
         assert (found.persona.name, found.persona.greeting) == ("Ada", "Tick?")
 
 
+def test_yaml_with_braces() -> None:
+    """YAML may begin as JSON does; under another name it is taken for broken JSON."""
+    raw = b"{name: Ada, greeting: 'Hi', context: A clockmaker.}"
+    found = read_any(raw, filename="ada.yaml")
+    assert isinstance(found, ImportedCard)
+    assert (found.persona.name, found.persona.greeting) == ("Ada", "Hi")
+    with pytest.raises(CardError, match="1:2"):
+        read_any(raw, filename="ada.json")
+
+
 def test_yaml() -> None:
     """text-generation-webui's YAML is read by its content."""
     raw = b"name: Ada\ngreeting: |-\n  Tick?\n  Tock.\ncontext: 'Clocks: many.'\nyour_name: null\n"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from personas.jsontext import decode_text, load_json, unwrap_payload
+from personas.jsontext import check_depth, decode_text, load_json, unwrap_payload
 from personas.limits import Findings, ImportLimits
 from personas.persona import CardError, JsonValue
 
@@ -91,3 +91,25 @@ def test_any_trailing_commas(value: dict[str, JsonValue]) -> None:
     """Commas before closing brackets change nothing, whatever the texts hold."""
     text = json.dumps(value, ensure_ascii=False)
     assert load(text[:-1].encode() + b" ,\n}")[0] == value
+
+
+NESTED = st.recursive(
+    st.none() | st.text(alphabet='"\\\\[]{}a,', max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner),
+)
+
+
+def deepness(value: JsonValue) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, (dict, list)) + max(map(deepness, inner), default=0)
+
+
+@given(NESTED, st.integers(0, 6))
+def test_any_depth(value: JsonValue, most: int) -> None:
+    """What counts is the nesting, whatever brackets, quotes and backslashes the strings hold."""
+    text = json.dumps(value)
+    if deepness(value) <= most:
+        check_depth(text, most)
+    else:
+        with pytest.raises(CardError, match=f"more than {most} deep"):
+            check_depth(text, most)

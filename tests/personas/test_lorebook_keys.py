@@ -110,3 +110,23 @@ def test_like_a_plain_search(keys: list[str], text: str, exact: bool) -> None:
         if (key in text if exact else key.lower() in text.lower())
     }
     assert index.find(text) == expected
+
+
+@pytest.mark.parametrize(
+    "pattern", ["x{1,1000}" * 5, r"\pL" * 2700, "(?:a?){900}a{90}", "a" * 9000]
+)
+def test_costly_patterns(pattern: str) -> None:
+    """A book of patterns that are much work is compiled and searched in a bounded time: those that
+    come first run, the others are named."""
+    began = time.thread_time()
+    index = KeyIndex(Key(f"/{pattern}{number}/") for number in range(1000))
+    index.find("a" * 1000)
+    assert time.thread_time() - began < 10  # less than a second on any machine of these years
+    assert len(index.broken) > 900
+
+
+def test_many_plain_patterns() -> None:
+    """A thousand usual patterns are no such work."""
+    index = KeyIndex(Key(rf"/\b(?:gate|wall){number}s?\b/i") for number in range(1000))
+    assert not index.broken
+    assert index.find("The WALL7s and gate999.") == {7, 999}

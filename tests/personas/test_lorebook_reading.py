@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backends.api import Role
-from personas.lorebook_reading import ReadLore, read_lore
+from personas.lorebook_reading import ReadLore, read_lore, sound_book
 from personas.persona import KeyLogic, LoreEntry, Note, Place
 from tests.personas.talks import ADA, chat, prompt, said
 
@@ -154,6 +154,73 @@ def test_position(position: JsonValue, place: Place) -> None:
 def test_keys(keys: JsonValue, expected: tuple[str, ...]) -> None:
     """Keys as a list, as one text, with numbers and damage in them."""
     assert one({"key": keys, "content": "x"}).keys == expected
+
+
+def test_huge_numbers() -> None:
+    """A number that no float can hold is the largest there is."""
+    lore = read_lore(
+        {"character_book": {"scan_depth": 10**400, "entries": [{"priority": -(10**400)}]}}, ""
+    )
+    (book,) = lore.books
+    assert (book.scan_depth, book.entries[0].priority) == (10**9, -(10**9))
+
+
+def test_sound_book() -> None:
+    """What is written has V3's types, reads as what was read, and loses no other key."""
+    entries: JsonValue = {
+        "0": {
+            "keys": "eel, rope",
+            "insertion_order": "20",
+            "enabled": "true",
+            "position": "in_chat",
+        },
+        "1": {"key": ["b", 3], "keysecondary": ["c"], "selective": 1, "position": 1, "x": [None]},
+        "2": {"keys": ["d"], "content": None, "priority": "4", "constant": None, "position": ""},
+    }
+    book: dict[str, JsonValue] = {"entries": entries, "scan_depth": "3", "name": None, "y": None}
+    made = sound_book(book)
+    assert made == {
+        "scan_depth": 3,
+        "y": None,
+        "extensions": {},
+        "entries": [
+            {
+                "keys": ["eel", "rope"],
+                "insertion_order": 20,
+                "enabled": True,
+                "extensions": {"position": 4},
+                "use_regex": False,
+                "content": "",
+            },
+            {
+                "key": ["b", 3],
+                "keys": ["b", "3"],
+                "keysecondary": ["c"],
+                "secondary_keys": ["c"],
+                "selective": True,
+                "position": "after_char",
+                "x": [None],
+                "extensions": {},
+                "use_regex": False,
+                "content": "",
+                "enabled": True,
+                "insertion_order": 100,
+            },
+            {
+                "keys": ["d"],
+                "content": "",
+                "priority": 4,
+                "position": "before_char",
+                "extensions": {},
+                "use_regex": False,
+                "enabled": True,
+                "insertion_order": 100,
+            },
+        ],
+    }
+    assert sound_book(made) == made
+    read, again = (read_lore({"character_book": each}, "") for each in (book, made))
+    assert read.books == again.books
 
 
 def test_selective() -> None:

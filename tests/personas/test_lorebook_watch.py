@@ -310,3 +310,20 @@ def test_many_entries() -> None:
         turn(at, f"a thing {number * 7} and other words " * 10)
         took.append(time.perf_counter() - began)
     assert sorted(took)[10] < 0.05  # a fifth of it on an idle machine; benchmarks hold the target
+
+
+@pytest.mark.parametrize("key", ["a", "b"])
+def test_levels_without_end(key: str) -> None:
+    """A book of thousands of levels of recursion, made to stop a server, does not."""
+    entries = [entry(f"{n}", "a", content=key, delay_recursion=n) for n in range(5_000)]
+    at = watch(*entries, recursive=True)
+    began = time.thread_time()
+    turn(at, "a")
+    assert time.thread_time() - began < 5  # some 50 ms; without an end it was minutes
+
+
+def test_long_chain() -> None:
+    """A chain of entries, each the key of the next, comes in to its end or to a turn's most."""
+    for length, came in ((100, 100), (400, 256)):
+        chain = [entry(f"{n}", f"<{n}>", content=f"<{n + 1}>") for n in range(length)]
+        assert len(turn(watch(*chain, recursive=True), "<0>").active) == came

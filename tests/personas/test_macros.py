@@ -47,6 +47,7 @@ def fill(text: str, seed: str = "c1") -> str:
         ("no macro < here", "no macro < here"),
         ("<char> <GROUP> {{charIfNotGroup}}", "Ada Ada Ada"),
         ("{{roll:2d1+3}} {{roll::1d1-1}} {{roll:d%%}}", "5 0 {{roll:d%%}}"),
+        ("{{roll:2d1+\t3}} {{roll:1d1 -\u00a0 1}}", "5 0"),
         ("{{reverse:Hello}} {{reverse:{{char}}}}", "olleH adA"),
         ("a{{comment: b}}c{{hidden_key:d}}e", "ace"),
         ("a\n\n{{trim}}\n\nb", "ab"),

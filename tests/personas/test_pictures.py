@@ -9,7 +9,7 @@ import pytest
 
 from personas.limits import ImportLimits
 from personas.persona import CardError
-from personas.pictures import reencode
+from personas.pictures import for_page, reencode
 from tests.personas import makers
 
 
@@ -80,3 +80,19 @@ def test_broken(raw: bytes) -> None:
     with pytest.raises(CardError) as caught:
         reencode(raw)
     assert caught.value.code == "bad_picture"
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "kind"),
+    [
+        ("RGB", (400, 300), "image/jpeg"),
+        ("RGBA", (400, 300), "image/png"),
+        ("RGB", (20, 10), "image/png"),
+    ],
+)
+def test_for_page(mode: str, size: tuple[int, int], kind: str) -> None:
+    """A page gets a large picture as JPEG, unless it is transparent; a small one as PNG."""
+    made = for_page(picture("PNG", mode, size))
+    assert made.media_type == kind
+    found = PIL.Image.open(io.BytesIO(made.data))
+    assert (f"image/{(found.format or '').lower()}", found.size) == (kind, size)
