@@ -170,6 +170,9 @@ class EngineConfig:
         60, "longest wait for a turn's first step; then it is refused", low=1, high=3600
     )
     step_tokens: int = _knob(256, "tokens of one scheduling step", low=1, high=65536)
+    draft_tokens: int = _knob(
+        3, "guesses that a step verifies where few speak; 0 is none", low=0, high=64
+    )
     store: str = _knob("tiered", "where KV is kept between turns", choices=("tiered", "none"))
     device_bytes: int = _knob(
         512 << 20, "pool of KV that attention reads", low=1 << 20, high=1 << 44

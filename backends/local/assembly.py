@@ -92,6 +92,7 @@ def assemble(settings: EngineSettings, progress: Progress) -> Assembled:
         device,
         limits=limits,
         context=context,
+        draft_tokens=settings.draft_tokens,
     )
     progress("Loading the model", 1, 1)
     capabilities = Capabilities(

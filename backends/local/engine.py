@@ -27,28 +27,32 @@ import structlog
 import torch
 
 from backends.errors import BackendError, BackendErrorCode
+from backends.local.commands import Cancel, Forget, Prefetch, Retire, Stop
 from backends.local.generation import Generation
 from backends.local.model import Chunk
-from backends.local.paged import NoRoom, SequenceKV, pages_needed
+from backends.local.paged import SequenceKV, pages_needed
 from backends.local.prefix import Whose
 from backends.local.request import State
 from backends.local.scheduler import Full, Scheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from backends.api import FinishReason, Turn
+    from backends.local.commands import Command, Done
     from backends.local.generation import Emit
     from backends.local.model import Decoder
     from backends.local.prefix import Arrival, Prefix, Prefixes
     from backends.local.request import Request
+    from backends.local.sampling import Row
     from backends.local.scheduler import Limits, Plan, Slice
-    from backends.local.template import Prompt, Template
+    from backends.local.template import Template
     from backends.local.tokenizer import Tokenizer
     from kvstore.api import StoreStats
     from kvstore.device import DeviceTier
-
-    Done = Callable[[int, str], None]
 
 __all__ = ["Engine", "EngineStats"]
 
@@ -82,39 +86,11 @@ class _Live:
     prefix: Prefix | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Cancel:
-    id: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Prefetch:
-    whose: Whose
-    prompt: Prompt
-
-
-@dataclass(frozen=True, slots=True)
-class _Retire:
-    tenant: str
-    conversation: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Forget:
-    tenant: str
-    owner: str | None
-    done: Done
-
-
-class _Stop:
-    """Ends `run`."""
-
-
-_Command = Generation | _Cancel | _Prefetch | _Retire | _Forget | _Stop
-
-
 class Engine:
-    """One model, many turns. `context` counts tokens, the reply included."""
+    """One model, many turns. `context` counts tokens, the reply included.
+
+    At most `draft_tokens` guesses a reply are verified in a step (`backends.local.drafts`).
+    """
 
     def __init__(
         self,
@@ -126,6 +102,7 @@ class Engine:
         *,
         limits: Limits,
         context: int,
+        draft_tokens: int = 3,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._decoder = decoder
@@ -137,9 +114,10 @@ class Engine:
         self._reserved: dict[int, dict[int, int]] = {}
         """Pages that each running request may come to hold, by group."""
         self._context = context
+        self._draft_tokens = draft_tokens
         self._clock = clock
         self._ids = itertools.count(1)
-        self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._rendering = threading.Lock()
         # Only the engine's thread touches what follows; `stats` reads snapshots of it.
         self._scheduler = Scheduler(limits)
@@ -190,28 +168,28 @@ class Engine:
         try:
             with self._rendering:
                 prompt = self._template.render(turn)
-            self._commands.put(_Prefetch(Whose.of(turn, prompt), prompt))
+            self._commands.put(Prefetch(Whose.of(turn, prompt), prompt))
         except Exception:
             log.exception("prefetch_failed")
 
     def retire(self, tenant: str, conversation: str) -> None:
         """Somebody left: their KV is the first to make room for others'."""
-        self._commands.put(_Retire(tenant, conversation))
+        self._commands.put(Retire(tenant, conversation))
 
     def forget(self, tenant: str, owner: str | None, done: Done) -> None:
         """Deletes the KV of `conversation:ID`, `persona:ID@REVISION` or, with None, of the tenant.
 
         `done(deleted, problem)` comes from the engine's thread; `problem` is "" when all is gone.
         """
-        self._commands.put(_Forget(tenant, owner, done))
+        self._commands.put(Forget(tenant, owner, done))
 
     def cancel(self, id: int) -> None:
         """Ends a turn; unknown and ended ones are fine."""
-        self._commands.put(_Cancel(id))
+        self._commands.put(Cancel(id))
 
     def stop(self) -> None:
         """Ends `run` at its next round; the turns it holds fail as UNAVAILABLE."""
-        self._commands.put(_Stop())
+        self._commands.put(Stop())
 
     def stats(self) -> EngineStats:
         """A snapshot."""
@@ -268,22 +246,22 @@ class Engine:
         except queue.Empty:
             return
 
-    def _obey(self, command: _Command) -> None:
+    def _obey(self, command: Command) -> None:
         match command:
             case Generation():
                 self._queue(command)
-            case _Cancel(id):
+            case Cancel(id):
                 live = self._live.get(id)
                 if live is not None:
                     self._count(cancelled=1)
                     self._end(live, keep=True)
-            case _Prefetch(whose, prompt):
+            case Prefetch(whose, prompt):
                 self._prefixes.prefetch(whose, prompt.ids, prompt.boundaries)
-            case _Retire(tenant, conversation):
+            case Retire(tenant, conversation):
                 self._prefixes.retire(tenant, conversation)
-            case _Forget(tenant, owner, done):
+            case Forget(tenant, owner, done):
                 self._prefixes.purge(tenant, owner, done)
-            case _Stop():
+            case Stop():
                 self._stopped = True
 
     def _queue(self, generation: Generation) -> None:
@@ -334,12 +312,11 @@ class Engine:
         return True
 
     def _compute(self, plan: Plan) -> None:
-        slices = []
-        for piece in plan.slices:
-            try:
-                self._live[piece.request.id].kv.reserve(piece.end - piece.start)
-                slices.append(piece)
-            except NoRoom:
+        slices, drafts, chunks = [], [], []
+        for piece, guesses in zip(plan.slices, self._draft(plan), strict=True):
+            kv, tokens = self._live[piece.request.id].kv, piece.request.tokens
+            draft = kv.reserve_for(piece.end - piece.start, guesses)
+            if draft is None:
                 # Abandoned restores still hold pages that were promised to this one.
                 log.warning("pages_exhausted", request=piece.request.id)
                 self._fail(
@@ -347,16 +324,17 @@ class Engine:
                     "the device has no room for this turn's KV",
                     BackendErrorCode.OVERLOADED,
                 )
+                continue
+            ids = torch.tensor(tokens[piece.start : piece.end] + draft)
+            slices.append(piece)
+            drafts.append(draft)
+            chunks.append(Chunk(kv, ids, wanted=1 + len(draft)))
         if not slices:
             return
         plan = replace(plan, slices=tuple(slices))
-        chunks = [
-            Chunk(self._live[s.request.id].kv, torch.tensor(s.request.tokens[s.start : s.end]))
-            for s in plan.slices
-        ]
         began = self._clock()
         try:
-            rows = self._decoder.fetch(self._decoder.forward(chunks))
+            rows = iter(self._decoder.fetch(self._decoder.forward(chunks)))
         except Exception:
             log.exception("forward_failed", requests=len(plan.slices), tokens=plan.token_count)
             for piece in plan.slices:
@@ -365,17 +343,37 @@ class Engine:
         now = self._clock()
         if len(plan.slices) < plan.token_count:
             self._prefixes.computed(plan.token_count, now - began)
-        for piece, row in zip(plan.slices, rows, strict=True):
-            live = self._live[piece.request.id]
+        for piece, draft in zip(plan.slices, drafts, strict=True):
+            live, own = self._live[piece.request.id], [*itertools.islice(rows, 1 + len(draft))]
             with self._failing_alone(live):
                 piece.request.advance(piece.end - piece.start)
                 reason = None
                 if piece.request.pending_len == 0:
-                    self._count(sampled_tokens=1)
-                    reason = live.generation.sample(row, now)
+                    reason = self._sample(live, own, draft, now)
                 self._keep_boundary(live, piece)  # behind the token: nobody waits for it
                 if reason is not None:
                     self._finish(live, reason)
+
+    def _draft(self, plan: Plan) -> list[list[int]]:
+        """Guesses to verify behind each decode, where the step has rows to spare."""
+        most = min(self._draft_tokens, self._decoder.row_budget // len(plan.slices) - 1)
+        if most < 1 or any(s.request.state is not State.DECODE for s in plan.slices):
+            return [[] for _ in plan.slices]
+        return [self._live[s.request.id].generation.drafts(most) for s in plan.slices]
+
+    def _sample(
+        self, live: _Live, rows: Sequence[NDArray[np.float32] | Row], draft: list[int], now: float
+    ) -> FinishReason | None:
+        """Draws the next token, and further ones as long as the draft was right."""
+        request = live.generation.request
+        for row, guess in zip(rows, [*draft, None], strict=True):
+            self._count(sampled_tokens=1)
+            reason = live.generation.sample(row, now)
+            if reason is not None or request.tokens[-1] != guess:
+                break
+            request.advance(1)  # the guess had its KV computed
+        live.kv.retract(live.kv.length - request.computed_len)
+        return reason
 
     @contextlib.contextmanager
     def _failing_alone(self, live: _Live) -> Iterator[None]:

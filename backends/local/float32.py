@@ -31,6 +31,7 @@ class Float32Steps:
     kv_dtype: KVDtype = "float32"
     numerics = "float32"
     device = "cpu"
+    row_budget = 1
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
         self._config = config

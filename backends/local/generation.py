@@ -20,6 +20,7 @@ from backends.api import (
     Usage,
 )
 from backends.local.detokenize import Detokenizer
+from backends.local.drafts import Drafts
 from backends.local.request import Request
 from backends.local.sampling import Sampler
 
@@ -96,6 +97,7 @@ class Generation:
         self._sampler = Sampler(turn.sampling, prompt.ids, prompt.not_first_ids)
         self._detokenizer = Detokenizer((*prompt.stops, *turn.sampling.stop))
         self._most = min(turn.sampling.max_tokens, context - len(prompt.ids))
+        self._drafts = Drafts(prompt.ids)
 
     @property
     def most_tokens(self) -> int:
@@ -112,6 +114,7 @@ class Generation:
         else:
             token = self._sampler.draw_from(logits)
         self.request.append(token)
+        self._drafts.push(token)
         self.clocks.first = self.clocks.first or now
         self.clocks.last = now
         if token in self._end_ids:
@@ -122,6 +125,11 @@ class Generation:
         if len(self.request.tokens) - self.request.prompt_len >= self._most:
             return FinishReason.LENGTH
         return None
+
+    def drafts(self, most: int) -> list[int]:
+        """Guesses at the tokens behind the newest, as many as the reply may still take."""
+        left = self.most_tokens - len(self.request.tokens)
+        return self._drafts.propose(min(most, left - 1)) if left > 1 else []
 
     def finish(
         self,

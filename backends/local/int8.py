@@ -29,6 +29,7 @@ class Int8Steps:
     kv_dtype: KVDtype = "int8"
     numerics = NUMERICS
     device = "cpu"
+    row_budget = 1
 
     def __init__(self, model: QuantModel) -> None:
         self._model = as_float(model)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -46,10 +46,14 @@ DeviceChoice = Literal["auto", "cpu", "cuda"]
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The next tokens ([T] int64, T >= 1) of a sequence: positions kv.length onwards."""
+    """The next tokens ([T] int64, T >= 1) of a sequence: positions kv.length onwards.
+
+    Logits are wanted for the last `wanted` of them, at least one.
+    """
 
     kv: SequenceKV
     tokens: Tensor
+    wanted: int = 1
 
 
 class Decoder:
@@ -122,6 +126,11 @@ class Decoder:
         """Where the pages of KV lie: `cpu` or `cuda`."""
         return self._steps.device
 
+    @property
+    def row_budget(self) -> int:
+        """How many rows a step computes in little more than the time of one."""
+        return self._steps.row_budget
+
     def prepare(self, arena: DeviceTier, sequences: int, tokens: int) -> None:
         """Takes every shape of step, so that none is compiled while somebody waits for it.
 
@@ -163,42 +172,42 @@ class Decoder:
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Runs the chunks' tokens through the model; returns float32 logits [len(chunks), vocab].
+        """Runs the chunks' tokens through the model; returns float32 logits [W, vocab].
 
-        Row i belongs to the last token of chunk i. Appends K and V to every chunk's `kv` and
-        advances its length. Each `kv` may occur once. Raises `ValueError` for an empty chunk, or
-        for a pool of other pages than `config.kv_layout(kv_dtype)` says.
+        The rows are the chunks' wanted ones, in order. Appends K and V to every chunk's `kv` and
+        advances its length. Each `kv` may occur once. Raises `ValueError` for an empty chunk, for
+        one that wants no row or more than it has, or for a pool of other pages than
+        `config.kv_layout(kv_dtype)` says.
         """
-        return self._run(chunks, every=False)
-
-    @torch.inference_mode()
-    def score(self, chunk: Chunk) -> Tensor:
-        """Like `forward` for one chunk, with the logits of all its tokens: [T, vocab]."""
-        return self._run([chunk], every=True)
-
-    def _run(self, chunks: Sequence[Chunk], *, every: bool) -> Tensor:
         for chunk in chunks:
             if not len(chunk.tokens):
                 raise ValueError("a chunk needs at least one token")
+            if not 0 < chunk.wanted <= len(chunk.tokens):
+                raise ValueError(f"logits of {chunk.wanted} of {len(chunk.tokens)} tokens")
             if chunk.kv.arena is not chunks[0].kv.arena:
                 raise ValueError("sequences of one step share one pool of pages")
             if chunk.kv.arena.layout != self._layout:
                 raise ValueError(f"the sequence's pool does not keep {self.kv_dtype} pages")
         for chunk in chunks:
             chunk.kv.reserve(len(chunk.tokens))
-        logits = self._steps.run(_lay_out(chunks, every=every))
+        logits = self._steps.run(_lay_out(chunks))
         for chunk in chunks:
             chunk.kv.advance(len(chunk.tokens))
         return logits
 
+    def score(self, chunk: Chunk) -> Tensor:
+        """Like `forward` for one chunk, with the logits of all its tokens: [T, vocab]."""
+        return self.forward([replace(chunk, wanted=len(chunk.tokens))])
 
-def _lay_out(chunks: Sequence[Chunk], *, every: bool) -> Batch:
-    starts, lengths = [0], []
-    positions = []
+
+def _lay_out(chunks: Sequence[Chunk]) -> Batch:
+    starts, lengths, positions = [0], [], []
+    wanted: list[int] = []
     for chunk in chunks:
         before, count = chunk.kv.length, len(chunk.tokens)
         starts.append(starts[-1] + count)
         lengths.append(before + count)
+        wanted += range(starts[-1] - chunk.wanted, starts[-1])
         positions.append(torch.arange(before, before + count, dtype=torch.int32))
     arena = chunks[0].kv.arena
     return Batch(
@@ -206,7 +215,7 @@ def _lay_out(chunks: Sequence[Chunk], *, every: bool) -> Batch:
         positions=torch.cat(positions),
         starts=_ints(starts),
         lengths=_ints(lengths),
-        wanted=_ints(list(range(starts[-1])) if every else [end - 1 for end in starts[1:]]),
+        wanted=_ints(wanted),
         tables=tuple(
             _table(arena.pages[group.id], [chunk.kv.table(group.id) for chunk in chunks])
             for group in arena.layout.groups

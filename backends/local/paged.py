@@ -7,6 +7,7 @@ the next kept prefix can ask for, so their memory does not grow with the context
 
 from __future__ import annotations
 
+import contextlib
 from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -88,9 +89,24 @@ class SequenceKV:
                     raise NoRoom
                 table.slots.extend(taken)
 
+    def reserve_for(self, tokens: int, guesses: list[int]) -> list[int] | None:
+        """`reserve` for the tokens and the guesses, or the tokens alone; the guesses that fit.
+
+        None when there is no room even for the tokens.
+        """
+        for fitting in (guesses, []):
+            with contextlib.suppress(NoRoom):
+                self.reserve(tokens + len(fitting))
+                return fitting
+        return None
+
     def advance(self, tokens: int) -> None:
         """Counts `tokens` that every owning layer has written."""
         self.length += tokens
+
+    def retract(self, tokens: int) -> None:
+        """Takes back the newest `tokens` of the latest `advance`; others take their places."""
+        self.length -= tokens
 
     def adopt(self, blocks: Sequence[BlockKey], slots: Mapping[BlockKey, int], length: int) -> None:
         """Takes over the held pages of a prefix of `length` tokens, made of `blocks`.

@@ -20,7 +20,8 @@ class EngineSettings:
     CUDA device where there is one), `cpu` or `cuda`. `threads` 0 uses every core.
     `context` caps the model's own context length, in tokens. `step_tokens` is the budget of one
     scheduling step: decodes first, the rest for chunks of prefill. A turn that waited
-    `max_wait_seconds` for its first step is refused. `store` is `tiered` or `none`.
+    `max_wait_seconds` for its first step is refused. `draft_tokens` bounds the guesses that a
+    step verifies where the machine has rows to spare. `store` is `tiered` or `none`.
     `device_bytes` is the pool of KV pages that attention reads; `host_bytes` and `disk_bytes`
     bound what lies behind it, `tenant_bytes` what one tenant may have of host memory (0: all).
     `remote_url` is a Redis or Valkey server shared with other engines, or empty.
@@ -35,6 +36,7 @@ class EngineSettings:
     max_queued: int = 64
     max_wait_seconds: int = 60
     step_tokens: int = 256
+    draft_tokens: int = 3
     store: str = "tiered"
     device_bytes: int = 512 << 20
     host_bytes: int = 1 << 30

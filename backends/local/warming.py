@@ -38,6 +38,7 @@ class WarmingSteps:
     kv_dtype: KVDtype = "int8"
     numerics = NUMERICS
     device = "cpu"
+    row_budget = 1
 
     def __init__(self, model: QuantModel, compiled: Future[CpuKernels | None]) -> None:
         self._steps: Steps = Int8Steps(model)
@@ -60,8 +61,9 @@ class WarmingSteps:
             kernels = compiled.result()
             if kernels is None or not kernels.supports(model.config):
                 return
-            # One assignment: a step that runs meanwhile ends as it began.
-            self._steps = CpuSteps(model, kernels)
+            # A step that runs meanwhile ends as it began.
+            steps = CpuSteps(model, kernels)
+            self._steps, self.row_budget = steps, steps.row_budget
         except Exception:
             _log.exception("kernels_missing", effect="slow replies")
             return

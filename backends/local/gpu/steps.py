@@ -74,6 +74,7 @@ class GpuSteps:
 
     kv_dtype: KVDtype = "int8"
     numerics = NUMERICS
+    row_budget = 1  # a captured step has one row a sequence
 
     def __init__(
         self,

@@ -28,6 +28,16 @@ inline PageView page_view(const uint8_t* page, int row, int kv_heads, int dim, i
           int64_t(kv_heads) * dim, kv_heads};
 }
 
+// Asks for keys and values, which lie where the hardware does not expect them: pages are scattered,
+// and heads of a token take turns.
+inline void ask_for(const PageView& page, int dim) {
+  for (int s = 0; s < kPage; ++s)
+    for (int d = 0; d < dim; d += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(page.k + s * page.stride + d), _MM_HINT_T1);
+      _mm_prefetch(reinterpret_cast<const char*>(page.v + s * page.stride + d), _MM_HINT_T1);
+    }
+}
+
 inline void read_scales(const uint16_t* from, int heads, float* out) {
   if (heads == 1) {
     for (int s = 0; s < kPage; s += 8)
@@ -53,59 +63,99 @@ struct Partial {
   float* out;  // [count, dim]
 };
 
+// Running sums of N queries with four keys. A struct in a struct, as in gemm.h.
+template <int N>
+struct Dots {
+  Dots<N - 1> rest;
+  __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
+
+  GREENROOM_INLINE void add(const int16_t* const* q, int at, __m256i k0, __m256i k1, __m256i k2,
+                            __m256i k3) {
+    rest.add(q, at, k0, k1, k2, k3);
+    __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q[N - 1] + at));
+    add_products(a, k0, x);
+    add_products(b, k1, x);
+    add_products(c, k2, x);
+    add_products(d, k3, x);
+  }
+
+  GREENROOM_INLINE void store(float (*out)[kPage], int s) const {
+    rest.store(out, s);
+    __m256i h = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+    __m128i total = _mm_add_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
+    _mm_storeu_ps(out[N - 1] + s, _mm_cvtepi32_ps(total));
+  }
+};
+
+template <>
+struct Dots<0> {
+  template <typename... Any>
+  GREENROOM_INLINE void add(Any...) {}
+  GREENROOM_INLINE void store(float (*)[kPage], int) const {}
+};
+
 // Whole-number dots of N queries with keys [begin, end) of a page, four keys at a time.
 template <int N>
-inline void dots(const int16_t* const* q, int dim, const PageView& page, int begin, int end,
-                 float (*out)[kPage]) {
+__attribute__((noinline)) void dots(const int16_t* const* q, int dim, const PageView& page,
+                                    int begin, int end, float (*out)[kPage]) {
+  const int64_t stride = page.stride;
+  auto wide = [](const int8_t* at) __attribute__((always_inline)) {
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+  };
   for (int s = begin; s < end; s += 4) {
-    const int8_t* key = page.k + s * page.stride;
-    __m256i sum[N][4];
-    for (auto& row : sum)
-      for (auto& x : row) x = _mm256_setzero_si256();
-    for (int d = 0; d < dim; d += 16) {
-      __m256i c[N];
-      for (int i = 0; i < N; ++i)
-        c[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q[i] + d));
-      for (int j = 0; j < 4; ++j) {
-        __m256i k = _mm256_cvtepi8_epi16(
-            _mm_loadu_si128(reinterpret_cast<const __m128i*>(key + j * page.stride + d)));
-        for (int i = 0; i < N; ++i) add_products(sum[i][j], k, c[i]);
-      }
-    }
-    for (int i = 0; i < N; ++i) {
-      __m256i h = _mm256_hadd_epi32(_mm256_hadd_epi32(sum[i][0], sum[i][1]),
-                                    _mm256_hadd_epi32(sum[i][2], sum[i][3]));
-      __m128i total = _mm_add_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
-      _mm_storeu_ps(out[i] + s, _mm_cvtepi32_ps(total));
-    }
+    const int8_t* key = page.k + s * stride;
+    Dots<N> sums;
+    for (int d = 0; d < dim; d += 16, key += 16)
+      sums.add(q, d, wide(key), wide(key + stride), wide(key + 2 * stride),
+               wide(key + 3 * stride));
+    sums.store(out, s);
   }
 }
 
+// Running sums of sixteen values for N queries: weights times values, two keys at a time.
+template <int N>
+struct Mixed {
+  Mixed<N - 1> rest;
+  __m256i low = _mm256_setzero_si256(), high = low;
+
+  GREENROOM_INLINE void add(const int16_t (*weights)[kPage], int s, __m256i v0, __m256i v1) {
+    rest.add(weights, s, v0, v1);
+    __m256i pair = broadcast_pair(weights[N - 1] + s);
+    add_products(low, v0, pair);
+    add_products(high, v1, pair);
+  }
+
+  GREENROOM_INLINE void store(const float* step, float* out, int dim) const {
+    rest.store(step, out, dim);
+    __m256 by = _mm256_set1_ps(step[N - 1]);
+    float* at = out + int64_t(N - 1) * dim;
+    _mm256_storeu_ps(at, _mm256_mul_ps(_mm256_cvtepi32_ps(low), by));
+    _mm256_storeu_ps(at + 8, _mm256_mul_ps(_mm256_cvtepi32_ps(high), by));
+  }
+};
+
+template <>
+struct Mixed<0> {
+  template <typename... Any>
+  GREENROOM_INLINE void add(Any...) {}
+  template <typename... Any>
+  GREENROOM_INLINE void store(Any...) const {}
+};
+
 // The weighted sum of values over keys [begin, end), both even, for N queries.
 template <int N>
-inline void mix(const int16_t (*weights)[kPage], const float* step, int dim,
-                const PageView& page, int begin, int end, float* out) {
+__attribute__((noinline)) void mix(const int16_t (*weights)[kPage], const float* step, int dim,
+                                   const PageView& page, int begin, int end, float* out) {
   for (int d = 0; d < dim; d += 16) {
-    __m256i low[N], high[N];
-    for (int i = 0; i < N; ++i) low[i] = high[i] = _mm256_setzero_si256();
-    for (int s = begin; s < end; s += 2) {
-      const int8_t* v = page.v + s * page.stride + d;
+    const int8_t* v = page.v + begin * page.stride + d;
+    Mixed<N> sums;
+    for (int s = begin; s < end; s += 2, v += 2 * page.stride) {
       __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(v));
       __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(v + page.stride));
-      __m256i v0 = _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(a, b));
-      __m256i v1 = _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(a, b));
-      for (int i = 0; i < N; ++i) {
-        __m256i pair = broadcast_pair(weights[i] + s);
-        add_products(low[i], v0, pair);
-        add_products(high[i], v1, pair);
-      }
+      sums.add(weights, s, _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(a, b)),
+               _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(a, b)));
     }
-    for (int i = 0; i < N; ++i) {
-      __m256 by = _mm256_set1_ps(step[i]);
-      float* at = out + int64_t(i) * dim + d;
-      _mm256_storeu_ps(at, _mm256_mul_ps(_mm256_cvtepi32_ps(low[i]), by));
-      _mm256_storeu_ps(at + 8, _mm256_mul_ps(_mm256_cvtepi32_ps(high[i]), by));
-    }
+    sums.store(step, out + d, dim);
   }
 }
 

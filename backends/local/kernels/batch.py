@@ -36,12 +36,14 @@ class Steps(Protocol):
     """One way to run a model's steps.
 
     `kv_dtype` is what it keeps in the pages, which lie on `device` ("cpu" or "cuda"); `numerics`
-    names its arithmetic: two ways of one name give the same bits.
+    names its arithmetic: two ways of one name give the same bits. `row_budget` is how many rows a
+    step computes in little more than the time of one.
     """
 
     kv_dtype: KVDtype
     numerics: str
     device: str
+    row_budget: int
 
     def run(self, batch: Batch) -> Tensor:
         """Writes the new tokens' KV into the pages; returns float32 logits [W, vocab]."""

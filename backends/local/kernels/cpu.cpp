@@ -51,10 +51,20 @@ namespace {
 
 constexpr int kSplitItems = 4;  // per thread: with fewer, attention is split by page as well
 constexpr int kRowChunk = 96;   // rows whose activations stay in the second level cache
+constexpr int kAlone = 4;       // up to so many rows, every thread does all work between products
+
+// What a thread adds, normalises and rounds: shared rows, or with few rows a copy of its own, which
+// costs less than to wait for the others.
+struct Mine {
+  float *x, *mixed, *row_scale, *work;
+  int16_t* codes;
+};
 
 struct Buffers {
-  float *x, *wide, *mixed, *gated, *row_scale, *q_scale, *partial, *work;
-  int16_t *codes, *q_codes;
+  Mine mine;  // the first thread's; `each` bytes further the next one's
+  int64_t each;
+  float *wide, *narrow, *gated, *q_scale, *partial;
+  int16_t* q_codes;
   int32_t *sequence, *first_item;
   int64_t bytes;
 };
@@ -67,6 +77,7 @@ class Carver {
     out = reinterpret_cast<T*>(at_);
     at_ += (count * int64_t(sizeof(T)) + 127) / 64 * 64;
   }
+  void skip(int64_t bytes) { at_ += bytes; }
   int64_t taken() const { return at_ - begin_; }
 
  private:
@@ -82,36 +93,53 @@ int group_tiles(const Model& m, int count) {
 }
 
 bool splits(const Model& m, const Batch& b) {
-  int items = b.sequences * m.kv_heads * group_tiles(m, 1);
-  return b.tokens == b.sequences && items < kSplitItems * b.threads;
+  for (int q = 0; q < b.sequences; ++q)
+    if (group_tiles(m, b.starts[q + 1] - b.starts[q]) > group_tiles(m, 1)) return false;
+  return b.sequences * m.kv_heads * group_tiles(m, 1) < kSplitItems * b.threads;
 }
+
+bool alone(const Batch& b) { return b.tokens <= kAlone; }
 
 Buffers carve(const Model& m, const Batch& b) {
   Buffers s;
   Carver carver(b.scratch);
   int64_t rows = std::max(b.tokens, b.wanted), heads = m.q_heads + 2 * m.kv_heads;
-  carver.take(s.x, rows * m.hidden);
-  carver.take(s.wide, rows * std::max<int64_t>(heads * m.head_dim, m.hidden));
-  carver.take(s.mixed, rows * m.q_heads * m.head_dim);
+  int64_t work = 2 * power_of_two(longest_row(m));
+  carver.take(s.mine.x, rows * m.hidden);
+  carver.take(s.mine.mixed, rows * m.q_heads * m.head_dim);
+  carver.take(s.mine.row_scale, rows);
+  carver.take(s.mine.codes, rows * longest_row(m));
+  int64_t shared = alone(b) ? 0 : carver.taken();
+  carver.take(s.mine.work, work);
+  s.each = carver.taken() - shared;
+  carver.skip(s.each * (b.threads - 1));
+  carver.take(s.wide, rows * heads * m.head_dim);
+  carver.take(s.narrow, rows * m.hidden);
   carver.take(s.gated, rows * m.inner);
-  carver.take(s.row_scale, rows);
   carver.take(s.q_scale, rows * m.q_heads);
-  carver.take(s.codes, rows * longest_row(m));
   carver.take(s.q_codes, rows * m.q_heads * m.head_dim);
   carver.take(s.sequence, rows);
   carver.take(s.first_item, b.sequences + 1);
-  carver.take(s.work, int64_t(b.threads) * 2 * power_of_two(longest_row(m)));
-  int64_t partials = splits(m, b) ? int64_t(b.sequences) * m.q_heads * b.pages : 0;
+  int64_t partials = splits(m, b) ? rows * m.q_heads * b.pages : 0;
   carver.take(s.partial, partials * (m.head_dim + 2));
   s.bytes = carver.taken();
   return s;
+}
+
+template <typename T>
+T* moved(T* pointer, int64_t bytes) {
+  return reinterpret_cast<T*>(reinterpret_cast<uint8_t*>(pointer) + bytes);
 }
 
 // Everything below is run by all threads of a team at once; each `share` is one phase.
 class Step {
  public:
   Step(const Model& model, const Batch& batch)
-      : m_(model), b_(batch), s_(carve(model, batch)), split_(splits(model, batch)) {
+      : m_(model),
+        b_(batch),
+        s_(carve(model, batch)),
+        split_(splits(model, batch)),
+        alone_(alone(batch)) {
     s_.first_item[0] = 0;
     for (int q = 0; q < b_.sequences; ++q) {
       int count = b_.starts[q + 1] - b_.starts[q];
@@ -121,17 +149,23 @@ class Step {
   }
 
   void run(Team& team, int thread) const {
-    float* work = s_.work + int64_t(thread) * 2 * power_of_two(longest_row(m_));
-    team.share(b_.tokens, 1, [&](int t) {
-      embed(t);
-      normalise(t, s_.x + int64_t(t) * m_.hidden, m_.layers[0].before_attention,
-                m_.layers[0].qkv, work);
+    Mine mine = s_.mine;
+    int64_t bytes = s_.each * thread;
+    mine.work = moved(mine.work, bytes);
+    if (alone_) {
+      mine.x = moved(mine.x, bytes);
+      mine.mixed = moved(mine.mixed, bytes);
+      mine.row_scale = moved(mine.row_scale, bytes);
+      mine.codes = moved(mine.codes, bytes);
+    }
+    rows(team, b_.tokens, [&](int t) {
+      embed(mine, t);
+      normalise(mine, t, t, m_.layers[0].before_attention, m_.layers[0].qkv);
     });
-    for (int i = 0; i < m_.layer_count; ++i) layer(team, i, work);
-    team.share(b_.wanted, 1, [&](int i) {
-      normalise(i, s_.x + int64_t(b_.wanted_rows[i]) * m_.hidden, m_.norm, m_.head, work);
-    });
-    matmul(team, m_.head, b_.wanted, [&](int n, int r, int rows, float (*out)[kBlock]) {
+    for (int i = 0; i < m_.layer_count; ++i) layer(team, mine, i);
+    rows(team, b_.wanted,
+         [&](int i) { normalise(mine, i, b_.wanted_rows[i], m_.norm, m_.head); });
+    matmul(team, mine, m_.head, b_.wanted, [&](int n, int r, int rows, float (*out)[kBlock]) {
       int valid = std::min(kBlock, m_.vocab - n);
       for (int i = 0; i < rows; ++i)
         std::memcpy(b_.logits + int64_t(r + i) * m_.vocab + n, out[i], valid * sizeof(float));
@@ -139,35 +173,41 @@ class Step {
   }
 
  private:
-  void embed(int t) const {
+  // work(i) for i in [0, count): shared out, or all of it by every thread for its own copy.
+  template <typename Work>
+  void rows(Team& team, int count, Work work) const {
+    if (!alone_) return team.share(count, 1, work);
+    for (int i = 0; i < count; ++i) work(i);
+  }
+
+  void embed(const Mine& mine, int t) const {
     const Linear& e = m_.embedding;
     int id = b_.ids[t];
     const int8_t* block = e.weight + int64_t(id / kBlock) * kBlock * e.k + id % kBlock * 2;
-    float* x = s_.x + int64_t(t) * m_.hidden;
+    float* x = mine.x + int64_t(t) * m_.hidden;
     for (int d = 0; d < m_.hidden; ++d)
       x[d] = float(block[d / 2 * 32 + d % 2]) * e.scale[id] * m_.embed_scale;
   }
 
-  // Row t of the activation codes: norm, then quantise for `next`.
-  void normalise(int t, const float* x, const float* weight, const Linear& next,
-                 float* work) const {
-    float* out = work + power_of_two(m_.hidden);
-    rms_norm(x, weight, out, m_.hidden, m_.eps, work);
-    quantise(t, out, next);
+  // Row `to` of the activation codes: row t normed, then quantised for `next`.
+  void normalise(const Mine& mine, int to, int t, const float* weight, const Linear& next) const {
+    float* out = mine.work + power_of_two(m_.hidden);
+    rms_norm(mine.x + int64_t(t) * m_.hidden, weight, out, m_.hidden, m_.eps, mine.work);
+    quantise(mine, to, out, next);
   }
 
-  void quantise(int t, const float* x, const Linear& next) const {
-    s_.row_scale[t] = quantize_row(x, next.k, next.max_code, s_.codes + int64_t(t) * next.k);
+  void quantise(const Mine& mine, int t, const float* x, const Linear& next) const {
+    mine.row_scale[t] = quantize_row(x, next.k, next.max_code, mine.codes + int64_t(t) * next.k);
   }
 
   // emit(first output, first row, rows, results) for every block of outputs and tile of rows.
   template <typename Emit>
-  void matmul(Team& team, const Linear& linear, int count, Emit emit) const {
+  void matmul(Team& team, const Mine& mine, const Linear& linear, int count, Emit emit) const {
     int blocks = padded(linear.n) / kBlock, chunks = (count + kRowChunk - 1) / kRowChunk;
     int piece = std::clamp(blocks / (team.size() * 8), 1, 64);
     team.share(blocks * chunks, piece, [&](int u) {
       int i = u % blocks, row = u / blocks * kRowChunk;
-      Rows x{s_.codes + int64_t(row) * linear.k, s_.row_scale + row, linear.k,
+      Rows x{mine.codes + int64_t(row) * linear.k, mine.row_scale + row, linear.k,
              std::min(kRowChunk, count - row)};
       block(linear, i, x, [&](int first, int rows, float (*out)[kBlock]) {
         emit(i * kBlock, row + first, rows, out);
@@ -175,51 +215,53 @@ class Step {
     });
   }
 
-  void matmul_to(Team& team, const Linear& linear, float* to, int64_t stride) const {
-    matmul(team, linear, b_.tokens, [&](int n, int r, int rows, float (*out)[kBlock]) {
+  void matmul_to(Team& team, const Mine& mine, const Linear& linear, float* to,
+                 int64_t stride) const {
+    matmul(team, mine, linear, b_.tokens, [&](int n, int r, int rows, float (*out)[kBlock]) {
       for (int i = 0; i < rows; ++i)
         std::memcpy(to + (r + i) * stride + n, out[i], sizeof(out[i]));
     });
   }
 
-  void layer(Team& team, int index, float* work) const {
+  void layer(Team& team, const Mine& mine, int index) const {
     const Layer& l = m_.layers[index];
     int heads = m_.q_heads + (l.owns ? 2 * m_.kv_heads : 0), mixed = m_.q_heads * m_.head_dim;
-    matmul_to(team, l.qkv, s_.wide, int64_t(heads) * m_.head_dim);
-    team.share(b_.tokens * heads, 4, [&](int i) { head(l, i / heads, i % heads, heads, work); });
-    if (split_)
-      attend_by_page(team, l);
-    else
-      attend(team, l);
-    team.share(b_.tokens, 1, [&](int t) { quantise(t, s_.mixed + int64_t(t) * mixed, l.out); });
-    matmul_to(team, l.out, s_.wide, m_.hidden);
-    team.share(b_.tokens, 1, [&](int t) {
-      add(t, l.after_attention, work);
-      normalise(t, s_.x + int64_t(t) * m_.hidden, l.before_mlp, l.gate_up, work);
+    matmul_to(team, mine, l.qkv, s_.wide, int64_t(heads) * m_.head_dim);
+    team.share(b_.tokens * heads, 4,
+               [&](int i) { head(l, i / heads, i % heads, heads, mine.work); });
+    const float* attended = split_ ? attend_by_page(team, mine, l) : attend(team, l);
+    rows(team, b_.tokens,
+         [&](int t) { quantise(mine, t, attended + int64_t(t) * mixed, l.out); });
+    matmul_to(team, mine, l.out, s_.narrow, m_.hidden);
+    rows(team, b_.tokens, [&](int t) {
+      add(mine, t, l.after_attention);
+      normalise(mine, t, t, l.before_mlp, l.gate_up);
     });
     // Blocks of gate_up hold eight gates and their eight ups.
-    matmul(team, l.gate_up, b_.tokens, [&](int n, int r, int rows, float (*out)[kBlock]) {
+    matmul(team, mine, l.gate_up, b_.tokens, [&](int n, int r, int rows, float (*out)[kBlock]) {
       for (int i = 0; i < rows; ++i)
         _mm256_storeu_ps(s_.gated + int64_t(r + i) * m_.inner + n / 2,
                          gate8(_mm256_load_ps(out[i]), _mm256_load_ps(out[i] + 8), m_.gelu));
     });
-    team.share(b_.tokens, 1, [&](int t) {
-      quantise(t, s_.gated + int64_t(t) * m_.inner, l.down);
-    });
-    matmul_to(team, l.down, s_.wide, m_.hidden);
+    rows(team, b_.tokens,
+         [&](int t) { quantise(mine, t, s_.gated + int64_t(t) * m_.inner, l.down); });
+    matmul_to(team, mine, l.down, s_.narrow, m_.hidden);
     const Layer* next = index + 1 < m_.layer_count ? &l + 1 : nullptr;
-    team.share(b_.tokens, 1, [&](int t) {
-      add(t, l.after_mlp, work);
-      if (next)
-        normalise(t, s_.x + int64_t(t) * m_.hidden, next->before_attention, next->qkv, work);
+    rows(team, b_.tokens, [&](int t) {
+      add(mine, t, l.after_mlp);
+      if (next) normalise(mine, t, t, next->before_attention, next->qkv);
     });
   }
 
-  // x += h, or x += norm(h).
-  void add(int t, const float* norm, float* work) const {
-    float* h = s_.wide + int64_t(t) * m_.hidden;
-    float* x = s_.x + int64_t(t) * m_.hidden;
-    if (norm) rms_norm(h, norm, h, m_.hidden, m_.eps, work);
+  // x += h, or x += norm(h). Other threads may read h too.
+  void add(const Mine& mine, int t, const float* norm) const {
+    const float* h = s_.narrow + int64_t(t) * m_.hidden;
+    float* x = mine.x + int64_t(t) * m_.hidden;
+    if (norm) {
+      float* normed = mine.work + power_of_two(m_.hidden);
+      rms_norm(h, norm, normed, m_.hidden, m_.eps, mine.work);
+      h = normed;
+    }
     for (int d = 0; d < m_.hidden; ++d) x[d] = x[d] + h[d];
   }
 
@@ -261,6 +303,19 @@ class Step {
     int64_t first_page, last_page;
   };
 
+  // The first position that a row sees.
+  int64_t low(const Layer& l, int row) const {
+    return l.window ? std::max<int64_t>(0, int64_t(b_.positions[row]) + 1 - l.window) : 0;
+  }
+
+  // The queries of an item that see keys of page p; their number.
+  static int seeing(const Item& item, int64_t p, int* which) {
+    int count = 0;
+    for (int q = 0; q < item.q.count; ++q)
+      if (item.q.low[q] < (p + 1) * kPage && item.q.high[q] > p * kPage) which[count++] = q;
+    return count;
+  }
+
   void find(int item, const Layer& l, Item& out) const {
     int q = 0;
     while (s_.first_item[q + 1] <= item) ++q;
@@ -277,7 +332,7 @@ class Step {
       out.q.codes[i] = s_.q_codes + out.at[i] * m_.head_dim;
       out.q.scale[i] = s_.q_scale[out.at[i]];
       out.q.high[i] = int64_t(b_.positions[row]) + 1;
-      out.q.low[i] = l.window ? std::max<int64_t>(0, out.q.high[i] - l.window) : 0;
+      out.q.low[i] = low(l, row);
     }
     out.first_page = out.q.low[0] / kPage;
     out.last_page = (out.q.high[out.q.count - 1] - 1) / kPage;
@@ -288,7 +343,8 @@ class Step {
                      item.kv_head);
   }
 
-  void attend(Team& team, const Layer& l) const {
+  // [tokens, Hq, D] of attention, for all threads.
+  const float* attend(Team& team, const Layer& l) const {
     int dim = m_.head_dim;
     team.share(s_.first_item[b_.sequences], 1, [&](int i) {
       Item item;
@@ -301,9 +357,8 @@ class Step {
       }
       std::memset(out, 0, sizeof(float) * item.q.count * dim);
       for (int64_t p = item.first_page; p <= item.last_page; ++p) {
-        int which[kQueries], count = 0;
-        for (int q = 0; q < item.q.count; ++q)
-          if (item.q.low[q] < (p + 1) * kPage && item.q.high[q] > p * kPage) which[count++] = q;
+        if (p < item.last_page) ask_for(view(l, item, p + 1), dim);
+        int which[kQueries], count = seeing(item, p, which);
         attend_page(item.q, which, count, view(l, item, p), p * kPage,
                     {page_largest, page_sum, page_out});
         for (int j = 0; j < count; ++j)
@@ -311,12 +366,13 @@ class Step {
                 page_sum[j], page_out + j * dim, dim);
       }
       for (int q = 0; q < item.q.count; ++q)
-        divide(out + q * dim, sum[q], s_.mixed + item.at[q] * dim, dim);
+        divide(out + q * dim, sum[q], s_.mine.mixed + item.at[q] * dim, dim);
     });
+    return s_.mine.mixed;
   }
 
-  // Decodes of few sequences: every page is a piece of work, then every head is.
-  void attend_by_page(Team& team, const Layer& l) const {
+  // Few rows of few sequences: every page is a piece of work, then every head is. [tokens, Hq, D].
+  const float* attend_by_page(Team& team, const Mine& mine, const Layer& l) const {
     int dim = m_.head_dim, items = s_.first_item[b_.sequences];
     int64_t record = dim + 2, one = b_.pages * record;  // partials of one query head
     team.share(items * b_.pages, 1, [&](int u) {
@@ -324,35 +380,37 @@ class Step {
       find(u / b_.pages, l, item);
       int64_t p = item.first_page + u % b_.pages;
       if (p > item.last_page) return;
-      int which[kQueries];
+      if (int64_t next = p + team.size(); next <= item.last_page)  // most likely this thread's
+        ask_for(view(l, item, next), dim);
       alignas(64) float page_out[kQueries * kMaxDim];
       float largest[kQueries], sum[kQueries];
-      for (int q = 0; q < item.q.count; ++q) which[q] = q;
-      attend_page(item.q, which, item.q.count, view(l, item, p), p * kPage,
-                  {largest, sum, page_out});
-      for (int q = 0; q < item.q.count; ++q) {
-        float* to = s_.partial + item.at[q] * one + u % b_.pages * record;
-        to[0] = largest[q];
-        to[1] = sum[q];
-        std::memcpy(to + 2, page_out + q * dim, sizeof(float) * dim);
+      int which[kQueries], count = seeing(item, p, which);
+      attend_page(item.q, which, count, view(l, item, p), p * kPage, {largest, sum, page_out});
+      for (int j = 0; j < count; ++j) {
+        float* to = s_.partial + item.at[which[j]] * one + u % b_.pages * record;
+        to[0] = largest[j];
+        to[1] = sum[j];
+        std::memcpy(to + 2, page_out + j * dim, sizeof(float) * dim);
       }
     });
-    team.share(b_.tokens * m_.q_heads, 1, [&](int h) {
-      int64_t high = int64_t(b_.positions[h / m_.q_heads]) + 1;
-      int64_t low = l.window ? std::max<int64_t>(0, high - l.window) : 0;
-      const float* from = s_.partial + h * one;
+    rows(team, b_.tokens * m_.q_heads, [&](int h) {
+      int row = h / m_.q_heads;
+      int64_t begin = low(l, row) / kPage;
+      int64_t first_page = low(l, b_.starts[s_.sequence[row]]) / kPage;  // of the row's item
+      const float* from = s_.partial + h * one + (begin - first_page) * record;
       float largest = -INFINITY, sum = 0.0f;
       alignas(64) float out[kMaxDim] = {};
-      for (int64_t p = low / kPage; p <= (high - 1) / kPage; ++p, from += record)
+      for (int64_t p = begin; p <= b_.positions[row] / kPage; ++p, from += record)
         merge(&largest, &sum, out, from[0], from[1], from + 2, dim);
-      divide(out, sum, s_.mixed + int64_t(h) * dim, dim);
+      divide(out, sum, mine.mixed + int64_t(h) * dim, dim);
     });
+    return mine.mixed;
   }
 
   const Model& m_;
   const Batch& b_;
   const Buffers s_;
-  const bool split_;
+  const bool split_, alone_;
 };
 
 }  // namespace

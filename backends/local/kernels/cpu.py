@@ -259,6 +259,7 @@ class CpuSteps:
     kv_dtype: KVDtype = "int8"
     numerics = NUMERICS
     device = "cpu"
+    row_budget = 4  # one reading of the weights feeds them all
 
     def __init__(self, model: QuantModel, kernels: CpuKernels) -> None:
         config = model.config

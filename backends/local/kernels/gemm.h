@@ -10,6 +10,7 @@
 namespace greenroom {
 
 constexpr int kBlock = 16;
+constexpr int kAhead = 1024;  // bytes of weights between what is read and what is asked for
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 constexpr int kTileRows = 16;
@@ -74,7 +75,12 @@ struct Sums<0> {
   GREENROOM_INLINE void scaled(Any...) const {}
 };
 
-// The float results of R rows against one block of weights: out[r][0..15].
+// Weights are read once, in order, faster than the hardware asks for them by itself.
+GREENROOM_INLINE void ask_ahead(const int8_t* weight) {
+  _mm_prefetch(reinterpret_cast<const char*>(weight) + kAhead, _MM_HINT_T0);
+}
+
+// The float results of R rows against one block of weights: out[r][0..15]. K is a multiple of 16.
 template <int R>
 __attribute__((noinline)) void tile(const int16_t* x, int64_t stride, const int8_t* weight,
                                     int pairs, const float* row_scale, const float* scale,
@@ -88,11 +94,13 @@ __attribute__((noinline)) void tile(const int16_t* x, int64_t stride, const int8
     weight += 2 * kBlock;
   };
   if constexpr (R <= 4) {
-    // vpdpwssd takes several cycles: few rows need more sums than one each. K is a multiple of 16.
+    // vpdpwssd takes several cycles: few rows need more sums than one each.
     Sums<R> second, third, fourth;
     for (int p = 0; p < pairs; p += 4) {
+      ask_ahead(weight);
       next(sums);
       next(second);
+      ask_ahead(weight);
       next(third);
       next(fourth);
     }
@@ -100,13 +108,24 @@ __attribute__((noinline)) void tile(const int16_t* x, int64_t stride, const int8
     third.add(fourth);
     sums.add(third);
   } else {
-    for (int p = 0; p < pairs; ++p) next(sums);
+    for (int p = 0; p < pairs; p += 2) {
+      ask_ahead(weight);
+      next(sums);
+      next(sums);
+    }
   }
 #else
-  for (int p = 0; p < pairs; ++p, x += 2, weight += 2 * kBlock) {
+  auto next = [&] __attribute__((always_inline)) {
     auto at = reinterpret_cast<const __m128i*>(weight);
     sums.add(x, stride, _mm256_cvtepi8_epi16(_mm_loadu_si128(at)),
              _mm256_cvtepi8_epi16(_mm_loadu_si128(at + 1)));
+    x += 2;
+    weight += 2 * kBlock;
+  };
+  for (int p = 0; p < pairs; p += 2) {
+    ask_ahead(weight);
+    next();
+    next();
   }
 #endif
   sums.scaled(row_scale, scale, out);

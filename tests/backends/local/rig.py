@@ -104,6 +104,7 @@ class Rig:
         context: int = 1024,
         store: PrefixStore | None = None,
         device: DeviceTier | None = None,
+        draft_tokens: int = 6,
     ) -> None:
         kv_dtype = model.decoder.kv_dtype
         self.kept = DictStore(model.config.kv_layout(kv_dtype))
@@ -117,6 +118,7 @@ class Rig:
             self.device,
             limits=limits or Limits(),
             context=context,
+            draft_tokens=draft_tokens,
         )
 
     def submit(self, turn: Turn) -> tuple[int, Heard]:
