@@ -15,6 +15,7 @@ from backends.local.model import Decoder
 from backends.local.model_config import ModelConfig
 from backends.local.packaged import MANIFEST, verify
 from backends.local.profile import PROFILES, Profile, detect_profile
+from backends.local.quantize import quantize
 from backends.local.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def load(
     """Loads a folder that `backends.local.packaged.prepare` gave.
 
     `kernels` make int8 fast and change no bit of it (`backends.local.kernels.cpu.build`), and
-    neither does a CUDA `device`, made ready for `context` tokens: see `Decoder.int8`.
+    neither does a CUDA `device`, made ready for `context` tokens: see `Decoder.of`.
     Raises `WeightsMissing`, `WeightsDamaged` or `UnsupportedModel`, each with the file's name.
     """
     config = ModelConfig.from_hf(_read_object(path / "config.json"))
@@ -74,11 +75,12 @@ def load(
             raise WeightsDamaged(f"{path}: {wrong}")
         manifest = _read_object(path / MANIFEST)
     files = _weight_files(path)
-    weights = _read_tensors(path, files, config)
     if numerics == "int8":
-        decoder = Decoder.int8(config, weights, kernels, device=device, context=context)
+        # The mapped weights are gone before the quantised ones are packed: less memory at once.
+        quantized = quantize(config, _read_tensors(path, files, config))
+        decoder = Decoder.of(quantized, kernels, device=device, context=context)
     else:
-        decoder = Decoder.float32(config, weights)
+        decoder = Decoder.float32(config, _read_tensors(path, files, config))
     tokenizer = Tokenizer.load(path)
     if tokenizer.vocab_size > config.vocab_size:
         raise WeightsDamaged(

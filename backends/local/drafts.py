@@ -8,6 +8,7 @@ acceptance rule). A wrong draft costs its row; no token changes.
 
 from __future__ import annotations
 
+from array import array
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Drafts"]
 
-_ORDERS = (4, 3, 2)
+_RUNS = (4, 3, 2)
 """Lengths of the runs of tokens that are looked for, the longest first."""
 
 
@@ -23,20 +24,14 @@ class Drafts:
     """Follows one sequence and says how it went on where its newest tokens stood before."""
 
     def __init__(self, tokens: Iterable[int]) -> None:
-        self._tokens: list[int] = []
-        # By length of run: where the tokens behind its latest occurrence begin. The run at the
-        # very end is not in it: nothing stands behind.
-        self._behind: dict[int, dict[tuple[int, ...], int]] = {order: {} for order in _ORDERS}
-        for token in tokens:
-            self.push(token)
+        self._tokens = array("I", tokens)
+
+    def __len__(self) -> int:
+        return len(self._tokens)
 
     def push(self, token: int) -> None:
         """The sequence goes on with `token`."""
-        tokens, end = self._tokens, len(self._tokens)
-        for order in _ORDERS:
-            if end >= order:
-                self._behind[order][tuple(tokens[end - order :])] = end
-        tokens.append(token)
+        self._tokens.append(token)
 
     def propose(self, most: int) -> list[int]:
         """Up to `most` tokens that may come next: all of them, or none where nothing is known.
@@ -44,11 +39,21 @@ class Drafts:
         What came behind is repeated where it ends before that, as in a loop.
         """
         tokens = self._tokens
-        for order in _ORDERS:
-            if len(tokens) < order:
-                continue
-            begin = self._behind[order].get(tuple(tokens[-order:]))
+        for run in _RUNS:
+            begin = self._behind(run)
             if begin is not None:
                 period = len(tokens) - begin
                 return [tokens[begin + at % period] for at in range(most)]
         return []
+
+    def _behind(self, run: int) -> int | None:
+        """Where the tokens behind the latest earlier place of the newest `run` tokens begin."""
+        if len(self._tokens) < run:
+            return None
+        # Bytes are searched at the speed of C and need no index beforehand.
+        width, held = self._tokens.itemsize, self._tokens.tobytes()
+        newest = held[-run * width :]
+        at = held.rfind(newest, 0, len(held) - width)
+        while at > 0 and at % width:  # across the borders of tokens
+            at = held.rfind(newest, 0, at + len(newest) - 1)
+        return at // width + run if at >= 0 else None

@@ -88,14 +88,28 @@ class Decoder:
         device: DeviceChoice = "cpu",
         context: int = 8192,
     ) -> Decoder:
+        """`of` the quantised `weights`, which are not needed afterwards."""
+        model = quantize(config, weights)
+        return cls.of(model, kernels, device=device, context=context)
+
+    @classmethod
+    @torch.inference_mode()
+    def of(
+        cls,
+        model: QuantModel,
+        kernels: CpuKernels | Future[CpuKernels | None] | None,
+        *,
+        device: DeviceChoice = "cpu",
+        context: int = 8192,
+    ) -> Decoder:
         """Computes in int8: on a CUDA device, with `kernels` where they support the model, or in
         PyTorch; the same bits. `auto` takes the device where there is one that passes its trial.
         Kernels that are still being compiled take over from PyTorch when they are ready.
 
-        `context` is what the device is made ready for. The float32 `weights` are not needed
-        afterwards. Raises `ModelError` where `device` is `cuda` and that cannot be.
+        `context` is what the device is made ready for. Raises `ModelError` where `device` is
+        `cuda` and that cannot be.
         """
-        model = quantize(config, weights)
+        config = model.config
         if device != "cpu" and (steps := _on_gpu(model, device, context)) is not None:
             return cls(config, steps)
         if isinstance(kernels, Future):

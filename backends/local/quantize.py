@@ -59,6 +59,7 @@ def max_code(inputs: int) -> int:
     return min(_WIDEST, (2**31 - 1) // (127 * inputs))
 
 
+@torch.inference_mode()
 def quantize(config: ModelConfig, weights: Mapping[str, Tensor]) -> QuantModel:
     """The int8 model of float32 `weights`, named and shaped by `config.tensor_shapes()`."""
     embedding = _linear([weights["model.embed_tokens.weight"]])

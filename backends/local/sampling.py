@@ -37,6 +37,8 @@ __all__ = ["Row", "Sampler"]
 FIRST_LOOK = 256
 """Candidates of the first look for top-p; sixteen times as many in each further one."""
 
+_COLUMN_LEN = 64
+
 MOST_FETCHED = 128
 """The largest top-k for which the likeliest entries of a row are fetched instead of all."""
 
@@ -163,12 +165,23 @@ class Sampler:
 
 
 def _likeliest(row: Floats, count: int) -> Ids:
-    """At least the `count` likeliest ids, ties of the last included, by logit, then by id."""
-    if count < len(row):
-        ids = np.flatnonzero(row >= np.partition(row, -count)[-count])
-    else:
-        ids = np.arange(len(row))
+    """At least the `count` likeliest ids, and all that tie with the last, by logit, then by id."""
+    every = count >= len(row)
+    ids = np.arange(len(row)) if every else np.flatnonzero(row >= _floor(row, count))
     return ids[np.argsort(-row[ids], kind="stable")]
+
+
+def _floor(row: Floats, count: int) -> np.float32:
+    """A logit that `count` entries reach, and not many more.
+
+    Of `count` columns each has an entry that reaches the `count`-th largest of the columns' best,
+    so that is no higher than the `count`-th largest of all, and needs one look at each.
+    """
+    columns = len(row) // _COLUMN_LEN
+    if columns < 4 * count:
+        return np.float32(np.partition(row, -count)[-count])
+    best = row[: columns * _COLUMN_LEN].reshape(_COLUMN_LEN, columns).max(axis=0)
+    return np.float32(np.partition(best, -count)[-count])
 
 
 def _nucleus(row: Floats, top_p: float) -> Ids:

@@ -71,7 +71,7 @@ def test_right_then_wrong(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = len(model.template.render(turn).ids)
 
     def propose(drafts: Drafts, most: int) -> list[int]:
-        at = len(vars(drafts)["_tokens"]) - prompt
+        at = len(drafts) - prompt
         right = at % 4
         return [*truth[at : at + right], 1, 1, 1][:most]
 

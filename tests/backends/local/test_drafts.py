@@ -30,6 +30,14 @@ def test_a_loop_goes_on() -> None:
     assert Drafts([9, 1, 2, 1, 2, 1, 2]).propose(5) == [1, 2, 1, 2, 1]
 
 
+def test_borders_of_tokens() -> None:
+    """Bytes that stand across two tokens are no token."""
+    shifted = [0x01000000, 0x00000001, 0x01000000, 0x00000001]
+    assert Drafts([*shifted, 0x00010000, 0x00000100]).propose(1) == []
+    odd = [0x02010000, 0x03020201, 7, 0x0201, 0x03020201 >> 16]
+    assert Drafts(odd).propose(2) == []
+
+
 def test_nothing_known() -> None:
     """New tokens give no guess, and neither does no room for one."""
     assert Drafts([1, 2, 3, 4, 5]).propose(3) == []

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from backends.api import Sampling
-from backends.local.sampling import FIRST_LOOK, Sampler
+from backends.local.sampling import FIRST_LOOK, Sampler, _likeliest
 
 Row = NDArray[np.float32]
 
@@ -169,3 +169,21 @@ def test_prompt_is_not_counted_without_penalty() -> None:
     """A penalty of 1 changes nothing, however long the prompt was."""
     sampler = Sampler(Sampling(temperature=0.0), list(range(3)))
     assert sampler.draw(row([1.0, 3.0, 2.0])) == 1
+
+
+@given(
+    size=st.integers(1, 40_000),
+    levels=st.sampled_from([1, 3, 50, 1 << 20]),
+    count=st.integers(1, 200),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=60, deadline=None)
+def test_likeliest_of_many(size: int, levels: int, count: int, seed: int) -> None:
+    """The likeliest are those of a full sort, in its order, with however many ties and blocks."""
+    generator = np.random.Generator(np.random.PCG64(seed))
+    values = generator.integers(0, levels, size).astype(np.float32)
+    values[generator.random(size) < 0.1] = -np.inf
+    found = _likeliest(values, count)
+    expected = np.argsort(-values, kind="stable")
+    assert len(found) >= min(count, size)
+    assert np.array_equal(found, expected[: len(found)])
