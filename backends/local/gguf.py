@@ -259,6 +259,8 @@ class _Header:
         if not 1 <= rank <= 4:
             raise self._damaged(f"tensor {name!r} has {rank} dimensions")
         shape = tuple(int(self._number("Q")) for _ in range(rank))[::-1]
+        if 0 in shape:
+            raise self._damaged(f"tensor {name!r} has no elements")
         code, offset = int(self._number("I")), int(self._number("Q"))
         if code not in QuantType.__members__.values():
             raise UnsupportedModel(f"{self._where}: tensor {name!r} has GGML type {code}")

@@ -43,14 +43,18 @@ REPLY = 12
 
 
 class Recorded(Decoder):
-    """Keeps the logits of every step by sequence: row after row of what was sampled from."""
+    """Keeps the newest logits of every position by sequence; a wrong draft's are written over."""
 
-    rows: dict[int, list[torch.Tensor]]
+    rows: dict[int, dict[int, torch.Tensor]]
 
     def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+        ends = [chunk.kv.length + len(chunk.tokens) for chunk in chunks]
         logits = super().forward(chunks)
-        for chunk, row in zip(chunks, logits, strict=True):
-            self.rows.setdefault(id(chunk.kv), []).append(row.clone())
+        rows = iter(logits)
+        for chunk, end in zip(chunks, ends, strict=True):
+            for position in range(end - chunk.wanted, end):
+                self.rows.setdefault(id(chunk.kv), {})[position] = next(rows).clone()
+        assert next(rows, None) is None
         return logits
 
 
@@ -84,7 +88,9 @@ def said(
     rig.drain()
     done = finished(heard[0])
     assert done.sampled is not None
-    rows = torch.stack(recorded.rows[name][-done.usage.completion_tokens :])
+    first = done.usage.prompt_tokens - 1
+    drawn = range(first, first + done.usage.completion_tokens)
+    rows = torch.stack([recorded.rows[name][position] for position in drawn])
     return list(done.sampled.ids), rows, dict(done.usage.cached_by_tier)
 
 

@@ -152,3 +152,7 @@ def test_what_is_no_gguf_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"GGUF" + huge)
     with pytest.raises(WeightsDamaged, match="cut short"):
         GGUFFile(path)
+    empty = struct.pack("<IQQ", 3, 1, 0) + struct.pack("<Q", 1) + b"t"
+    path.write_bytes(b"GGUF" + empty + struct.pack("<IQQIQ", 2, 4, 0, 0, 0))
+    with pytest.raises(WeightsDamaged, match="no elements"):
+        GGUFFile(path)

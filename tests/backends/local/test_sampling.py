@@ -90,7 +90,9 @@ def test_equals_reference(
     adjusted = sampler._adjusted(logits)
     ids, weights = sampler._candidates((adjusted - adjusted.max()) / np.float32(temperature))
     got = dict(zip(ids.tolist(), (weights / weights.sum()).tolist(), strict=True))
-    live = {i: p for i, p in got.items() if p > 0}
+    # Below this float32 may hold nothing.
+    live = {i: p for i, p in got.items() if p > 1e-37}
+    reference = {i: p for i, p in reference.items() if p > 1e-37}
     # A set may differ by one candidate where a float sum lands on the border itself.
     assert len(live.keys() ^ reference.keys()) <= 1
     if live.keys() == reference.keys():
