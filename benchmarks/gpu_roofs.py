@@ -98,8 +98,8 @@ def _attention(
     """Decode attention of a layer: the kernel that reads the pages, and with the merge."""
     moved = STREAMS * kv_bytes(config, CONTEXT, value_bytes=1, scale_bytes=2) / len(config.layers)
     taken = _kernels(steps, batch)
-    pages = sum(t for name, t in taken if "decode_pages" in name) / len(config.layers)
-    merge = sum(t for name, t in taken if "merge_pages" in name) / len(config.layers)
+    pages = sum(t for name, t in taken if "decode_spans" in name) / len(config.layers)
+    merge = sum(t for name, t in taken if "merge_spans" in name) / len(config.layers)
     return {
         "bytes": moved,
         "pages_seconds": pages,

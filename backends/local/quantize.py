@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NUMERICS", "QuantLinear", "QuantModel", "as_float", "max_code", "quantize"]
 
-NUMERICS = "w8a14kv8.1"
+NUMERICS = "w8a14kv8.2"
 """The arithmetic of the int8 engine; part of the KV space. Raise it when any result changes."""
 
 _WIDEST = 8191  # 14 bits

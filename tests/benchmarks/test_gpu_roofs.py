@@ -20,8 +20,8 @@ def test_kernel_names() -> None:
     folder = Path(__file__).parents[2] / "backends/local/gpu"
     for module, kernel in (
         ("gemm", "_linear"),
-        ("attention", "decode_pages"),
-        ("attention", "merge_pages"),
+        ("attention", "decode_spans"),
+        ("attention", "merge_spans"),
     ):
         assert f"\ndef {kernel}(" in (folder / f"{module}.py").read_text()
 
@@ -53,7 +53,7 @@ def test_products_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     """Decode attention reads a layer's KV of every stream; the merge adds time, not bytes."""
-    layer = [("decode_pages", 2.0), ("merge_pages", 1.0), ("_linear", 50.0)]
+    layer = [("decode_spans", 2.0), ("merge_spans", 1.0), ("_linear", 50.0)]
     monkeypatch.setattr(gpu_roofs, "_kernels", lambda *_: layer * LAYERS)
     steps = Int8Steps(int8_model(CONFIG, 1))
     batch = Pool(CONFIG, 1, 64, 64, "cpu").same(1, 0, 8)

@@ -3,6 +3,9 @@
 
 Kernels that call these are launched with `enable_fp_fusion=False`, so that no product and sum are
 rounded together, and divide and take roots in round-to-nearest.
+
+Whole numbers up to 2**22 stay floats: adding 1.5 * 2**23 rounds to whole, and the bits of the sum
+hold the number, while conversions run at a fraction of the rate of additions.
 """
 
 from __future__ import annotations
@@ -10,7 +13,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["codes_of", "exp", "gate", "halves_sum", "inverse_of", "low_digit", "round_even"]
+__all__ = [
+    "codes_of",
+    "exp",
+    "exp_below",
+    "gate",
+    "half_digits",
+    "halves_of",
+    "halves_sum",
+    "inverse_of",
+    "low_digit",
+    "round_even",
+    "signed_digits",
+    "whole_sum",
+    "wide_dot",
+]
 
 
 @triton.jit
@@ -28,10 +45,24 @@ def halves_sum(x, ROWS: tl.constexpr, SIZE: tl.constexpr, LEVELS: tl.constexpr):
 
 
 @triton.jit
+def whole_sum(x, SIZE: tl.constexpr):
+    """Sums rows of x [ROWS, SIZE] as `reference.whole_sum` does; [ROWS]."""
+    bits = (x * 4194304.0 + 12582912.0).to(tl.int32, bitcast=True)
+    return (tl.sum(bits - 0x4B400000, axis=1)).to(tl.float32) * (1 / 4194304)
+
+
+@triton.jit
 def exp(x):
     """e to the x: the polynomial of `reference.exp`."""
-    cut = tl.minimum(tl.maximum(x, -86.0), 88.0)
-    n = round_even(cut * 1.44269504)
+    return exp_below(tl.minimum(x, 88.0))
+
+
+@triton.jit
+def exp_below(x):
+    """`exp` for x <= 88."""
+    cut = tl.maximum(x, -86.0)
+    shifted = cut * 1.44269504 + 12582912.0
+    n = shifted - 12582912.0
     r = (cut - n * 0.693359375) - n * -2.12194440e-4
     y = r * (1 / 720) + (1 / 120)
     y = y * r + (1 / 24)
@@ -39,8 +70,8 @@ def exp(x):
     y = y * r + 0.5
     y = y * r + 1.0
     y = y * r + 1.0
-    power = ((n.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
-    return tl.where(x < -86.0, 0.0, y * power)
+    power = (shifted.to(tl.int32, bitcast=True) << 23) + 0x3F800000
+    return tl.where(x < -86.0, 0.0, y * power.to(tl.float32, bitcast=True))
 
 
 @triton.jit
@@ -62,10 +93,89 @@ def inverse_of(largest, max_code):
 @triton.jit
 def codes_of(x, inverse):
     """The whole numbers nearest to x * inverse, int32."""
-    return round_even(x * inverse).to(tl.int32)
+    return (x * inverse + 12582912.0).to(tl.int32, bitcast=True) - 0x4B400000
 
 
 @triton.jit
 def low_digit(codes, BITS: tl.constexpr):
     """What is left of codes after their high digit, `codes >> BITS`: 0 to 2**BITS - 1."""
     return codes & ((1 << BITS) - 1)
+
+
+@triton.jit
+def halves_of(codes, PACKED: tl.constexpr):
+    """int8 as float16. PACKED: four at a time, by placing bytes where 1024 + n has its last eight
+    bits; it is for compilers, the interpreter knows no assembly."""
+    if PACKED:
+        return tl.inline_asm_elementwise(
+            """
+            {
+            .reg .b32 t, bias;
+            mov.b32 bias, 0x64806480;
+            xor.b32 t, $2, 0x80808080;
+            prmt.b32 $0, t, 0x64646464, 0x4140;
+            prmt.b32 $1, t, 0x64646464, 0x4342;
+            sub.rn.f16x2 $0, $0, bias;
+            sub.rn.f16x2 $1, $1, bias;
+            }
+            """,
+            "=&r,=&r,r",
+            [codes],
+            dtype=tl.float16,
+            is_pure=False,  # else it is moved behind shared memory, byte by byte
+            pack=4,
+        )
+    return codes.to(tl.float16)
+
+
+@triton.jit
+def half_digits(x, inverse, PACKED: tl.constexpr):
+    """The codes nearest to x * inverse, from 0 to 32767, as float16 digits: 256 high - minus_low.
+
+    See `wide_dot` for the sign.
+    """
+    bits = (x * inverse + 12582912.0).to(
+        tl.int32, bitcast=True
+    )  # the code is in the last two bytes
+    if PACKED:
+        return tl.inline_asm_elementwise(
+            """
+            {
+            .reg .b32 t, u, bias;
+            mov.b32 bias, 0x64006400;
+            prmt.b32 t, $2, $3, 0x5410;
+            shr.u32 u, t, 8;
+            lop3.b32 $0, u, 0x00ff00ff, 0x64006400, 0xea;
+            lop3.b32 $1, t, 0x00ff00ff, 0x64006400, 0xea;
+            sub.rn.f16x2 $0, $0, bias;
+            sub.rn.f16x2 $1, bias, $1;
+            }
+            """,
+            "=&r,=&r,r,r",
+            [bits],
+            dtype=(tl.float16, tl.float16),
+            is_pure=True,
+            pack=2,
+        )
+    high = (bits >> 8) & 127
+    return high.to(tl.float16), (-(bits & 255)).to(tl.float16)
+
+
+@triton.jit
+def wide_dot(high, minus_low, values):
+    """The whole products of `half_digits` and whole halves, rounded once to float32.
+
+    Both sums are exact. A compiler that saw their sum, not a difference, would make the one the
+    other's accumulator, which cannot hold it.
+    """
+    return tl.dot(high, values) * 256.0 - tl.dot(minus_low, values)
+
+
+@triton.jit
+def signed_digits(codes):
+    """Floats high and low, whole and from -128 to 127, of whole floats: 256 high + low.
+
+    Codes are within +-(127 * 256 + 127).
+    """
+    high = round_even(codes * (1 / 256) + 1 / 512)  # never half way
+    return high, codes - high * 256.0

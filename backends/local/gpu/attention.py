@@ -1,13 +1,12 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
-"""Attention over pages of int8 KV: `reference.attend` in its own order, page by page.
+"""Attention over pages of int8 KV: `reference.attend` in its own order, span by span.
 
-The 16-bit codes of queries and softmax weights are two 8-bit digits, which tensor cores multiply
-with 8-bit keys and values in half precision: every sum stays below 2**24, so float32 counts it
-exactly. All query heads of a KV head share a tile, and a decode's two digits do too: they fill rows
-that the tensor cores would compute anyway.
+The codes of queries and of softmax weights are two 8-bit digits: those of queries meet 8-bit keys
+in integers, those of weights 8-bit values in half precision, where every sum stays below 2**24, so
+that float32 counts it exactly.
 
-A decode is spread over the sequence by pages, each giving its own result, and `merge_pages` folds
-them in ascending order, which is the reference's order: how pages are dealt out changes no bit.
+A decode is spread over the sequence by spans, each giving its own result, and `merge_spans` folds
+them in ascending order, which is the reference's order. Pages outside a window are not read.
 """
 
 from __future__ import annotations
@@ -15,62 +14,74 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from backends.local.gpu.arithmetic import codes_of, exp, halves_sum, inverse_of
+from backends.local.gpu.arithmetic import (
+    codes_of,
+    exp_below,
+    half_digits,
+    halves_of,
+    inverse_of,
+    whole_sum,
+    wide_dot,
+)
 
-__all__ = ["attend_chunks", "decode_pages", "merge_pages"]
+__all__ = ["DECODE_HEADS", "attend_chunks", "decode_spans", "merge_spans"]
 
-
-@triton.jit
-def _stacked(codes, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DIGIT: tl.constexpr):
-    """The high digits [ROWS, COLUMNS] of 16-bit codes above their low ones: [2 ROWS, COLUMNS]."""
-    high = (codes + 128) >> 8
-    both = tl.join(high.to(DIGIT), (codes - (high << 8)).to(DIGIT))
-    return tl.reshape(tl.permute(both, (2, 0, 1)), [2 * ROWS, COLUMNS])
-
-
-@triton.jit
-def _whole(both, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """256 times the upper half plus the lower: exact products in, the total rounded once."""
-    both = tl.reshape(both, [2, ROWS, COLUMNS])
-    by = tl.where(tl.arange(0, 2) == 0, 256.0, 1.0)
-    return tl.sum(both * by[:, None, None], axis=0)
+DECODE_HEADS = 16
+"""Query heads that a program of `decode_spans` takes: rows of the smallest tile."""
 
 
 @triton.jit
-def _digit_of(codes, digit):
-    """Digit 0, 1 or 2 (7 bits each, the highest signed) of 16-bit codes, and 0 for 3; int8."""
-    middle, low = (codes >> 7) & 127, codes & 127
-    rest = tl.where(digit == 1, middle, tl.where(digit == 2, low, 0))
-    return tl.where(digit == 0, codes >> 14, rest).to(tl.int8)
+def _add_dots(
+    total,  # int32 [ROWS, 256]
+    q_at,  # pointers [ROWS] to the rows' high digits
+    q_plane,
+    row_ok,
+    k,  # int8 [256, PIECE]: dimensions `begin` and on
+    begin,
+    D: tl.constexpr,
+    SIZE: tl.constexpr,
+    PIECE: tl.constexpr,
+):
+    """`total` with the products of queries and keys over some dimensions added."""
+    dims = begin + tl.arange(0, PIECE)
+    q_high = _load(q_at, row_ok, dims, D, SIZE)
+    q_low = _load(q_at + q_plane, row_ok, dims, D, SIZE)
+    k = tl.trans(k)
+    # One accumulator after the other takes half of the registers.
+    total += tl.dot(q_high, k, out_dtype=tl.int32) * 256
+    return tl.dot(q_low, k, total, out_dtype=tl.int32)
 
 
 @triton.jit
-def _undigit(sums, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """What sums over digits 0 to 3, one above the other, stand for: int32 [ROWS, COLUMNS]."""
-    digit = tl.arange(0, 4)
-    by = tl.where(digit == 0, 1 << 14, tl.where(digit == 1, 1 << 7, tl.where(digit == 2, 1, 0)))
-    return tl.sum(tl.reshape(sums, [4, ROWS, COLUMNS]) * by[:, None, None], axis=0)
+def _load(at, ok, dims, D: tl.constexpr, SIZE: tl.constexpr):
+    """Rows at pointers `at` [R], columns `dims`; zeros where there is none."""
+    mask = ok[:, None]
+    if D < SIZE:
+        mask = mask & (dims < D)[None, :]
+    return tl.load(at[:, None] + dims[None, :], mask=mask, other=0)
 
 
 @triton.jit
-def _weigh(scores, seen, v_scale, ROWS: tl.constexpr):
-    """A page's largest score, sum of weights, weights times scales as codes, and those' scale.
+def _weigh(scores, v_scale, PACKED: tl.constexpr):
+    """A span's largest score, sum of weights, digits of weights times scales, and their step.
 
-    scores: [ROWS, 64]. The largest is -inf where a row sees nothing.
+    scores: [ROWS, 256], -inf where a row does not see the key; the largest is -inf where it sees
+    none.
     """
-    largest = tl.max(tl.where(seen, scores, -float("inf")), axis=1)
+    largest = tl.max(scores, axis=1)
     base = tl.where(largest == -float("inf"), 0.0, largest)
-    weights = tl.where(seen, exp(scores - base[:, None]), 0.0)
-    total = halves_sum(weights, ROWS, 64, 6)
-    scaled = tl.where(seen, weights * v_scale[None, :], 0.0)
+    weights = exp_below(scores - base[:, None])
+    total = whole_sum(weights, 256)
+    scaled = weights * v_scale[None, :]
     most = tl.max(scaled, axis=1)
-    codes = codes_of(scaled, inverse_of(most, 32767.0)[:, None])
-    return largest, total, codes, most * (1 / 32767)
+    high, minus_low = half_digits(scaled, inverse_of(most, 32639.0)[:, None], PACKED)
+    return largest, total, high, minus_low, most * (1 / 32639)
 
 
 @triton.jit(do_not_specialize=["width"])
-def decode_pages(
-    q_codes,  # int16 [T, Hq, D]
+def decode_spans(
+    q_digits,  # int8 [2, rows, Hq, D]
+    q_plane,
     q_scale,  # float32 [T, Hq]
     starts,  # int32 [B + 1]
     lengths,  # int32 [B]
@@ -85,72 +96,64 @@ def decode_pages(
     page_bytes,
     row_bytes,
     WINDOW: tl.constexpr,  # 0 for global attention
-    SHARE: tl.constexpr,  # pages a program
-    P: tl.constexpr,
+    P: tl.constexpr,  # spans that a sequence may read
     KV_HEADS: tl.constexpr,
     G: tl.constexpr,
-    ROWS: tl.constexpr,  # at least G and 8
     D: tl.constexpr,
     SIZE: tl.constexpr,
-    DIGIT: tl.constexpr,
+    PIECE: tl.constexpr,  # dimensions that are in shared memory at a time
+    PACKED: tl.constexpr,
 ):
-    """Each page's own result for the sequences that have one new token."""
+    """One span's own result for a sequence that has one new token."""
+    ROWS: tl.constexpr = 16
+    GROUPS: tl.constexpr = (G + ROWS - 1) // ROWS
     b = tl.program_id(0)
-    kv_head = tl.program_id(1)
+    kv_head = tl.program_id(1) // GROUPS
     row = tl.load(starts + b)
+    one = tl.load(starts + b + 1) - row == 1
     length = tl.load(lengths + b)
     first = 0
     if WINDOW:
-        first = tl.maximum(length - WINDOW, 0) // 64
-    begin = first + tl.program_id(2) * SHARE
-    end = tl.minimum((length + 63) // 64, begin + SHARE)
-    if tl.load(starts + b + 1) - row != 1:
-        end = begin
-    if begin < end:
-        dims = tl.arange(0, SIZE)
-        dim_ok = dims < D
-        tokens = tl.arange(0, 64)
-        heads = tl.arange(0, ROWS)
-        head_ok = heads < G
-        q_row = row.to(tl.int64) * (KV_HEADS * G) + kv_head * G
-        by_query = tl.load(q_scale + q_row + heads, mask=head_ok, other=0.0)
-        four = tl.arange(0, 4 * ROWS)  # the heads' first digits, then their second ones, ...
-        q = tl.load(
-            q_codes + (q_row + four % ROWS)[:, None] * D + dims[None, :],
-            mask=(four % ROWS < G)[:, None] & dim_ok[None, :],
-            other=0,
-        ).to(tl.int32)
-        q = _digit_of(q, (four // ROWS)[:, None])
-        plane: tl.constexpr = 64 * KV_HEADS * D
+        first = tl.maximum(length - WINDOW, 0) // 256
+    span = first + tl.program_id(2)
+    if one & (span * 256 < length):
+        keys = span * 256 + tl.arange(0, 256)
+        seen = keys < length
+        if WINDOW:
+            seen = seen & (keys >= length - WINDOW)
         table = slots + b * width - tl.load(first_page + b)
-        inside = (tokens * KV_HEADS + kv_head)[:, None] * D + dims[None, :]
-        for page in range(begin, end):
-            base = tl.load(table + page).to(tl.int64) * page_bytes + row_bytes
-            k = tl.load(pages + base + inside, mask=dim_ok[None, :], other=0)
-            v = tl.load(pages + base + plane + inside, mask=dim_ok[None, :], other=0)
-            keys = page * 64 + tokens
-            seen = keys < length
-            if WINDOW:
-                seen = seen & (keys >= length - WINDOW)
-            scales = halves + base // 2 + plane + tokens * KV_HEADS + kv_head
-            k_scale = tl.load(scales, mask=seen, other=0.0).to(tl.float32)
-            v_scale = tl.load(scales + 64 * KV_HEADS, mask=seen, other=0.0).to(tl.float32)
-            dots = _undigit(tl.dot(q, tl.trans(k), out_dtype=tl.int32), ROWS, 64).to(tl.float32)
-            scores = dots * by_query[:, None] * k_scale[None, :]
-            largest, total, codes, step = _weigh(scores, seen[None, :], v_scale, ROWS)
-            values = _whole(tl.dot(_stacked(codes, ROWS, 64, DIGIT), v.to(DIGIT)), ROWS, SIZE)
-            at = ((b * KV_HEADS + kv_head) * P + page - first).to(tl.int64) * G + heads
-            tl.store(tops + at, largest, mask=head_ok)
-            tl.store(totals + at, total, mask=head_ok)
-            tl.store(
-                outs + at[:, None] * D + dims[None, :],
-                values * step[:, None],
-                mask=head_ok[:, None] & dim_ok[None, :],
-            )
+        base = tl.load(table + keys // 64, mask=seen, other=0).to(tl.int64) * page_bytes
+        base += row_bytes
+        inside = (keys % 64) * KV_HEADS + kv_head
+        plane: tl.constexpr = 64 * KV_HEADS * D
+        scales = halves + base // 2 + plane + inside
+        k_scale = tl.load(scales, mask=seen, other=0.0).to(tl.float32)
+        v_scale = tl.load(scales + 64 * KV_HEADS, mask=seen, other=0.0).to(tl.float32)
+        head = tl.program_id(1) % GROUPS * ROWS + tl.arange(0, ROWS)
+        head_ok = head < G
+        q_row = row.to(tl.int64) * (KV_HEADS * G) + kv_head * G + head
+        by_query = tl.load(q_scale + q_row, mask=head_ok, other=0.0)
+        q_at, k_at = q_digits + q_row * D, pages + base + inside * D
+        dots = tl.zeros([ROWS, 256], tl.int32)
+        for begin in tl.static_range(0, SIZE, PIECE):
+            k = _load(k_at, seen, begin + tl.arange(0, PIECE), D, SIZE)
+            dots = _add_dots(dots, q_at, q_plane, head_ok, k, begin, D, SIZE, PIECE)
+        scores = dots.to(tl.float32) * by_query[:, None] * k_scale[None, :]
+        scores = tl.where(seen[None, :], scores, -float("inf"))
+        largest, total, high, minus_low, step = _weigh(scores, v_scale, PACKED)
+        at = ((b * KV_HEADS + kv_head) * P + span - first).to(tl.int64) * G + head
+        tl.store(tops + at, largest, mask=head_ok)
+        tl.store(totals + at, total, mask=head_ok)
+        for begin in tl.static_range(0, SIZE, PIECE):
+            dims = begin + tl.arange(0, PIECE)
+            v = halves_of(_load(k_at + plane, seen, dims, D, SIZE), PACKED)
+            values = wide_dot(high, minus_low, v) * step[:, None]
+            ok = head_ok[:, None] & (dims < D)[None, :]
+            tl.store(outs + at[:, None] * D + dims[None, :], values, mask=ok)
 
 
 @triton.jit
-def merge_pages(
+def merge_spans(
     tops,  # float32 [B, Hkv, P, G]
     totals,
     outs,  # float32 [B, Hkv, P, G, D]
@@ -169,15 +172,15 @@ def merge_pages(
     SIZE: tl.constexpr,
     MAX_CODE: tl.constexpr,
 ):
-    """Folds the pages of one sequence in ascending order; the codes of all heads' output."""
+    """Folds the spans of one sequence in ascending order; the codes of all heads' output."""
     b = tl.program_id(0)
     row = tl.load(starts + b)
     if tl.load(starts + b + 1) - row == 1:
         length = tl.load(lengths + b)
         first = 0
         if WINDOW:
-            first = tl.maximum(length - WINDOW, 0) // 64
-        count = (length + 63) // 64 - first
+            first = tl.maximum(length - WINDOW, 0) // 256
+        count = (length + 255) // 256 - first
         heads = tl.arange(0, HEAD_ROWS)
         dims = tl.arange(0, SIZE)
         head_ok = heads < HEADS
@@ -186,19 +189,19 @@ def merge_pages(
         top = tl.full([HEAD_ROWS], -float("inf"), tl.float32)
         total = tl.zeros([HEAD_ROWS], tl.float32)
         out = tl.zeros([HEAD_ROWS, SIZE], tl.float32)
-        for page in range(0, count, UNROLL):
+        for span in range(0, count, UNROLL):
             for step in tl.static_range(UNROLL):
-                here = page + step < count
-                next_at = at + (page + step) * G
+                here = span + step < count
+                next_at = at + (span + step) * G
                 new_top = tl.load(tops + next_at, mask=head_ok & here, other=-float("inf"))
                 new_total = tl.load(totals + next_at, mask=head_ok & here, other=0.0)
                 new_out = tl.load(
                     outs + next_at[:, None] * D + dims[None, :], mask=ok & here, other=0.0
                 )
-                # Behind the last page, and in rows of padding, the new part is exactly nothing.
+                # Behind the last span, and in rows of padding, the new part is exactly nothing.
                 larger = tl.maximum(top, new_top)
                 base = tl.where(larger == -float("inf"), 0.0, larger)
-                old, new = exp(top - base), exp(new_top - base)
+                old, new = exp_below(top - base), exp_below(new_top - base)
                 total = total * old + new_total * new
                 out = out * old[:, None] + new_out * new[:, None]
                 top = larger
@@ -212,9 +215,16 @@ def merge_pages(
         tl.store(row_scale + row, largest * (1 / MAX_CODE))
 
 
+@triton.jit
+def _folded(out, values, old, new, some):
+    """A span's values folded into what came before, in the rows that see any of it."""
+    return tl.where(some[:, None], out * old[:, None] + values * new[:, None], out)
+
+
 @triton.jit(do_not_specialize=["width"])
 def attend_chunks(
-    q_codes,
+    q_digits,
+    q_plane,
     q_scale,
     starts,
     lengths,
@@ -235,9 +245,10 @@ def attend_chunks(
     HEADS: tl.constexpr,  # G, rounded up to a power of two
     D: tl.constexpr,
     SIZE: tl.constexpr,
-    DIGIT: tl.constexpr,
+    PIECE: tl.constexpr,  # SIZE or half of it
+    PACKED: tl.constexpr,
 ):
-    """The chunks of more than one token: a tile of queries reads page after page, merging."""
+    """The chunks of more than one token: a tile of queries reads span after span, folding."""
     b = tl.load(tile_owner + tl.program_id(0))
     kv_head = tl.program_id(1)
     if b >= 0:
@@ -251,53 +262,58 @@ def attend_chunks(
         head = rows % HEADS
         row_ok = (token < count) & (head < G)
         here = length - count + token  # positions
-        dims = tl.arange(0, SIZE)
-        dim_ok = dims < D
-        ok = row_ok[:, None] & dim_ok[None, :]
         q_row = (start + token).to(tl.int64) * (KV_HEADS * G) + kv_head * G + head
-        q = tl.load(q_codes + q_row[:, None] * D + dims[None, :], mask=ok, other=0).to(tl.int32)
         by_query = tl.load(q_scale + q_row, mask=row_ok, other=0.0)
-        q_high, q_middle, q_low = _digit_of(q, 0), _digit_of(q, 1), _digit_of(q, 2)
-        tokens = tl.arange(0, 64)
+        q_at = q_digits + q_row * D
         plane: tl.constexpr = 64 * KV_HEADS * D
         table = slots + b * width - tl.load(first_page + b)
-        inside = (tokens * KV_HEADS + kv_head)[:, None] * D + dims[None, :]
         top = tl.full([ROWS], -float("inf"), tl.float32)
         sums = tl.zeros([ROWS], tl.float32)
-        acc = tl.zeros([ROWS, SIZE], tl.float32)
-        begin = 0
+        one = tl.zeros([ROWS, PIECE], tl.float32)
+        two = tl.zeros([ROWS, PIECE], tl.float32)
         before = length - count + first_token
+        low_key = 0
         if WINDOW:
-            begin = tl.maximum(before - WINDOW + 1, 0) // 64
+            low_key = tl.maximum(before - WINDOW + 1, 0)
         last = tl.minimum(before + TOKENS, length)  # keys that the tile's last token sees
-        for page in range(begin, (last + 63) // 64):
-            base = tl.load(table + page).to(tl.int64) * page_bytes + row_bytes
-            k = tl.load(pages + base + inside, mask=dim_ok[None, :], other=0)
-            keys = page * 64 + tokens
-            scales = halves + base // 2 + plane + tokens * KV_HEADS + kv_head
-            k_scale = tl.load(scales, mask=keys < last, other=0.0).to(tl.float32)
-            v_scale = tl.load(scales + 64 * KV_HEADS, mask=keys < last, other=0.0).to(tl.float32)
+        for span in range(low_key // 256, (last + 255) // 256):
+            keys = span * 256 + tl.arange(0, 256)
+            ok = (keys >= low_key) & (keys < last)
+            base = tl.load(table + keys // 64, mask=ok, other=0).to(tl.int64) * page_bytes
+            base += row_bytes
+            inside = (keys % 64) * KV_HEADS + kv_head
+            k_at = pages + base + inside * D
+            dots = tl.zeros([ROWS, 256], tl.int32)
+            for begin in tl.static_range(0, SIZE, PIECE):
+                k = _load(k_at, ok, begin + tl.arange(0, PIECE), D, SIZE)
+                dots = _add_dots(dots, q_at, q_plane, row_ok, k, begin, D, SIZE, PIECE)
+            scales = halves + base // 2 + plane + inside
+            k_scale = tl.load(scales, mask=ok, other=0.0).to(tl.float32)
+            v_scale = tl.load(scales + 64 * KV_HEADS, mask=ok, other=0.0).to(tl.float32)
+            scores = dots.to(tl.float32) * by_query[:, None] * k_scale[None, :]
             seen = keys[None, :] <= here[:, None]
             if WINDOW:
                 seen = seen & (keys[None, :] > here[:, None] - WINDOW)
-            k = tl.trans(k)
-            dots = tl.dot(q_high, k, out_dtype=tl.int32) * (1 << 14)
-            dots += tl.dot(q_middle, k, out_dtype=tl.int32) * (1 << 7)
-            dots += tl.dot(q_low, k, out_dtype=tl.int32)
-            scores = dots.to(tl.float32) * by_query[:, None] * k_scale[None, :]
-            largest, total, codes, step = _weigh(scores, seen, v_scale, ROWS)
-            v = tl.load(pages + base + plane + inside, mask=dim_ok[None, :], other=0).to(DIGIT)
-            up = (codes + 128) >> 8
-            values = tl.dot(up.to(DIGIT), v) * 256.0 + tl.dot((codes - (up << 8)).to(DIGIT), v)
-            values = values * step[:, None]
+            scores = tl.where(seen, scores, -float("inf"))
+            largest, total, high, minus_low, step = _weigh(scores, v_scale, PACKED)
             some = largest > -float("inf")
             larger = tl.maximum(top, largest)
             safe = tl.where(larger == -float("inf"), 0.0, larger)
-            old, new = exp(top - safe), exp(largest - safe)
+            old, new = exp_below(top - safe), exp_below(largest - safe)
             sums = tl.where(some, sums * old + total * new, sums)
-            merged = acc * old[:, None] + values * new[:, None]
-            acc = tl.where(some[:, None], merged, acc)
             top = larger
-        sums = tl.where(sums > 0, sums, 1.0)
-        acc = tl.div_rn(acc, tl.broadcast_to(sums[:, None], acc.shape))
-        tl.store(out + q_row[:, None] * D + dims[None, :], acc, mask=ok)
+            dims = tl.arange(0, PIECE)
+            v = halves_of(_load(k_at + plane, ok, dims, D, SIZE), PACKED)
+            values = wide_dot(high, minus_low, v) * step[:, None]
+            one = _folded(one, values, old, new, some)
+            if PIECE < SIZE:
+                v = halves_of(_load(k_at + plane, ok, PIECE + dims, D, SIZE), PACKED)
+                values = wide_dot(high, minus_low, v) * step[:, None]
+                two = _folded(two, values, old, new, some)
+        sums = tl.where(sums > 0, sums, 1.0)[:, None]
+        to = out + q_row[:, None] * D + tl.arange(0, PIECE)[None, :]
+        ok_out = row_ok[:, None] & (tl.arange(0, PIECE) < D)[None, :]
+        tl.store(to, tl.div_rn(one, tl.broadcast_to(sums, one.shape)), mask=ok_out)
+        if PIECE < SIZE:
+            ok_out = row_ok[:, None] & (PIECE + tl.arange(0, PIECE) < D)[None, :]
+            tl.store(to + PIECE, tl.div_rn(two, tl.broadcast_to(sums, two.shape)), mask=ok_out)

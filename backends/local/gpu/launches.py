@@ -2,6 +2,9 @@
 
 Ten a layer: product, heads, attention (two for decodes, two for chunks), product, norm, product,
 gate, product, norm.
+
+What a launch is cut into changes no bit. Here it is reckoned for an H100 and its compiler: the
+attention kernels' tiles are the largest whose scores stay in registers.
 """
 
 from __future__ import annotations
@@ -11,11 +14,10 @@ from typing import TYPE_CHECKING
 
 import torch
 import triton
-import triton.language as tl
 
 from backends.local.gpu import attention, greedy, rows
 from backends.local.gpu.gemm import linear_logits, linear_sums, tiles_for
-from backends.local.kernels.pages import PAGE_TOKENS, int8_row_bytes, places
+from backends.local.kernels.pages import PAGE_TOKENS, SPAN_TOKENS, int8_row_bytes, places
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,10 +28,10 @@ if TYPE_CHECKING:
     from backends.local.layers import Layer
     from backends.local.quantize import QuantLinear, QuantModel
 
-__all__ = ["Launches", "Scratch", "pages_read"]
+__all__ = ["Launches", "Scratch", "spans_read"]
 
 _DECODE_REGISTERS = 168  # a thread: three programs of 128 threads on a multiprocessor
-_TILE_ROWS = 64  # queries times heads in a tile of prefill
+_SMALLEST_DIM = 32  # of a tensor core's int8 product
 
 
 @dataclass(slots=True)
@@ -40,12 +42,12 @@ class Scratch:
     digits: Tensor  # int8 [2, T * widest input]
     scales: tuple[Tensor, Tensor]  # float32 [T], taken in turns
     sums: Tensor  # int32, a product's partial sums
-    q_codes: Tensor  # int16 [T, Hq * D]
+    q_digits: Tensor  # int8 [2, T * Hq * D]
     q_scale: Tensor  # float32 [T, Hq]
     attended: Tensor  # float32 [T, Hq * D]
-    tops: Tensor  # float32, one a page and head
+    tops: Tensor  # float32, one a span and head
     totals: Tensor
-    outs: Tensor  # float32, D a page and head
+    outs: Tensor  # float32, D a span and head
     logits: Tensor  # float32, W * vocab
     top: Tensor  # float32 [W]
     best: Tensor  # int32 [W]
@@ -61,7 +63,7 @@ class Scratch:
         parts: int,
     ) -> Scratch:
         """Room for `tokens` rows, `wanted` rows of logits, `sums` partial sums of products and
-        `parts` pages times query heads of partial attention."""
+        `parts` spans times query heads of partial attention."""
         config = model.config
         queries = config.q_heads * config.head_dim
         widest = max(config.hidden_size, queries, config.intermediate_size)
@@ -74,7 +76,7 @@ class Scratch:
             digits=torch.zeros((2, tokens * widest), dtype=torch.int8, device=device),
             scales=(floats(tokens), floats(tokens)),
             sums=torch.zeros(sums, dtype=torch.int32, device=device),
-            q_codes=torch.zeros((tokens, queries), dtype=torch.int16, device=device),
+            q_digits=torch.zeros((2, tokens * queries), dtype=torch.int8, device=device),
             q_scale=floats(tokens, config.q_heads),
             attended=floats(tokens, queries),
             tops=floats(parts),
@@ -86,33 +88,34 @@ class Scratch:
         )
 
 
-def pages_read(window: int | None, width: int) -> int:
-    """The most pages that a decode reads in a group of this window and table width."""
+def spans_read(window: int | None, width: int) -> int:
+    """The most spans that a decode reads in a group of this window and table width."""
     if window is None:
-        return width
-    return (window + PAGE_TOKENS - 1) // PAGE_TOKENS + 1
+        return -(-width * PAGE_TOKENS // SPAN_TOKENS)
+    return -(-window // SPAN_TOKENS) + 1
 
 
 class Launches:
-    """The launches of one model's steps; `digit` is the half-precision type of digits."""
+    """The launches of one model's steps; `packed`: kernels may use assembly."""
 
-    def __init__(self, model: QuantModel, digit: tl.dtype) -> None:
+    def __init__(self, model: QuantModel, *, packed: bool) -> None:
         config = model.config
         self._model = model
-        self._digit = digit
+        self._packed = packed
         layout = config.kv_layout("int8")
         self._places = places(layout)
         self.windows = [group.window for group in layout.groups]
         self._g = config.q_heads // config.kv_heads
         self._g_power = triton.next_power_of_2(self._g)
-        self.tile_tokens = max(1, _TILE_ROWS // self._g_power)
-        self._dim = triton.next_power_of_2(config.head_dim)
+        self._dim = max(_SMALLEST_DIM, triton.next_power_of_2(config.head_dim))
+        self._wide_heads = self._dim > 128
+        tile_rows = 32 if self._wide_heads else 128  # queries times heads in a tile of prefill
+        self.tile_tokens = max(1, tile_rows // self._g_power)
         self._norm = {
             "EPS": config.rms_eps,
             "N": config.hidden_size,
             "SIZE": triton.next_power_of_2(config.hidden_size),
             "LEVELS": _levels(config.hidden_size),
-            "num_warps": _warps(config.hidden_size),
             "enable_fp_fusion": False,
         }
 
@@ -140,6 +143,7 @@ class Launches:
             plane,
             FACTOR=config.embed_scale,
             MAX_CODE=layers[0].qkv.max_code,
+            num_warps=_norm_warps(config.hidden_size, tokens),
             **self._norm,
         )
         for index, layer in enumerate(layers):
@@ -224,7 +228,8 @@ class Launches:
         last: bool,
     ) -> None:
         shape = numbers.shape
-        rows.add_and_norm[(shape.wanted if last else shape.tokens,)](
+        count = shape.wanted if last else shape.tokens
+        rows.add_and_norm[(count,)](
             s.sums,
             ins,
             linear.scale,
@@ -240,6 +245,7 @@ class Launches:
             AFTER=after is not None,
             GATHER=last,
             MAX_CODE=max_code,
+            num_warps=_norm_warps(self._model.config.hidden_size, count),
             **self._norm,
         )
 
@@ -275,7 +281,8 @@ class Launches:
             numbers["owners"],
             slots,
             first_page,
-            s.q_codes,
+            s.q_digits,
+            s.q_digits.stride(0),
             s.q_scale,
             codes,
             halves,
@@ -291,26 +298,22 @@ class Launches:
             Q_HEADS=config.q_heads,
             KV_HEADS=config.kv_heads,
             D=config.head_dim,
-            SIZE=self._dim,
+            SIZE=triton.next_power_of_2(config.head_dim),
             LEVELS=_levels(config.head_dim),
             num_warps=1,
             **exact,
         )
         plane = s.digits.stride(0)
-        where = (numbers["starts"], numbers["lengths"])
+        queries = (s.q_digits, s.q_digits.stride(0), s.q_scale, numbers["starts"])
+        kv = (slots, first_page, codes, halves)
         sizes = {"KV_HEADS": config.kv_heads, "G": self._g, "D": config.head_dim, "SIZE": self._dim}
         window = spec.window or 0
-        reads = pages_read(spec.window, width)
-        # Every page is computed by itself, so how many a program takes changes no bit.
-        share = 1 if shape.sequences * config.kv_heads * reads <= 1024 else 4
-        attention.decode_pages[(shape.sequences, config.kv_heads, triton.cdiv(reads, share))](
-            s.q_codes,
-            s.q_scale,
-            *where,
-            slots,
-            first_page,
-            codes,
-            halves,
+        reads = spans_read(spec.window, width)
+        groups = triton.cdiv(self._g, attention.DECODE_HEADS)
+        attention.decode_spans[(shape.sequences, config.kv_heads * groups, reads)](
+            *queries,
+            numbers["lengths"],
+            *kv,
             s.tops,
             s.totals,
             s.outs,
@@ -318,26 +321,26 @@ class Launches:
             page_bytes,
             row_bytes,
             WINDOW=window,
-            SHARE=share,
             P=reads,
-            ROWS=max(8, self._g_power),
-            DIGIT=self._digit,
+            PIECE=min(64, self._dim),
+            PACKED=self._packed,
             num_warps=4,
-            maxnreg=_DECODE_REGISTERS if self._g_power <= 8 else None,
+            maxnreg=_DECODE_REGISTERS,
             **sizes,
             **exact,
         )
-        queries = config.q_heads * self._dim
-        attention.merge_pages[(shape.sequences,)](
+        width_of_all = config.q_heads * self._dim
+        attention.merge_spans[(shape.sequences,)](
             s.tops,
             s.totals,
             s.outs,
-            *where,
+            numbers["starts"],
+            numbers["lengths"],
             s.digits,
             outs,
             plane,
             WINDOW=window,
-            UNROLL=8 if queries <= 2048 else 2,
+            UNROLL=8 if width_of_all <= 2048 else 2,
             P=reads,
             G=self._g,
             HEADS=config.q_heads,
@@ -345,21 +348,17 @@ class Launches:
             D=config.head_dim,
             SIZE=self._dim,
             MAX_CODE=layer.out.max_code,
-            num_warps=_warps(queries),
+            num_warps=min(16, max(1, width_of_all // 128)),
             **exact,
         )
         if not shape.tiles:
             return
         attention.attend_chunks[(shape.tiles, config.kv_heads)](
-            s.q_codes,
-            s.q_scale,
-            *where,
+            *queries,
+            numbers["lengths"],
             numbers["tile_owner"],
             numbers["tile_first"],
-            slots,
-            first_page,
-            codes,
-            halves,
+            *kv,
             s.attended,
             width,
             page_bytes,
@@ -367,12 +366,14 @@ class Launches:
             WINDOW=window,
             TOKENS=self.tile_tokens,
             HEADS=self._g_power,
-            DIGIT=self._digit,
+            PIECE=max(self._dim // 2, min(128, self._dim)),
+            PACKED=self._packed,
             num_warps=8,
+            num_stages=1 if self._wide_heads else 2,
             **sizes,
             **exact,
         )
-        queries = config.q_heads * config.head_dim
+        inner = config.q_heads * config.head_dim
         rows.quantize_rows[(shape.tokens,)](
             s.attended,
             numbers["owners"],
@@ -380,10 +381,10 @@ class Launches:
             s.digits,
             outs,
             plane,
-            N=queries,
-            SIZE=triton.next_power_of_2(queries),
+            N=inner,
+            SIZE=triton.next_power_of_2(inner),
             MAX_CODE=layer.out.max_code,
-            num_warps=_warps(queries),
+            num_warps=_warps(inner),
             **exact,
         )
 
@@ -396,3 +397,9 @@ def _warps(row: int) -> int:
     """Warps for a program that holds a row of so many numbers."""
     size: int = triton.next_power_of_2(row)
     return min(16, max(1, size // 512))
+
+
+def _norm_warps(size: int, rows: int) -> int:
+    """Warps for a norm, whose sum is a tree: many where few rows wait for it, else few."""
+    power: int = triton.next_power_of_2(size)
+    return max(1, power // 2048) if rows > 512 else min(16, max(1, power // 128))

@@ -18,6 +18,7 @@ from backends.local.gpu.arithmetic import (
     inverse_of,
     low_digit,
     round_even,
+    signed_digits,
 )
 
 __all__ = ["add_and_norm", "embed_and_norm", "gate_rows", "quantize_rows", "split_heads"]
@@ -193,7 +194,8 @@ def split_heads(
     owners,  # int32 [T]
     slots,  # int32 [B, width]
     first_page,  # int32 [B]
-    q_codes,  # int16 [T, Hq, D], written
+    q_digits,  # int8 [2, rows, Hq, D], written
+    q_plane,  # elements of one of the two
     q_scale,  # float32 [T, Hq], written
     pages,  # int8, the arena's bytes, written
     halves,  # the same bytes as float16
@@ -212,7 +214,7 @@ def split_heads(
     SIZE: tl.constexpr,
     LEVELS: tl.constexpr,
 ):
-    """Norm and rotation of one head; a query becomes 16-bit codes, a key or value goes to its page.
+    """Norm and rotation of one head; a query becomes two digits, a key or value goes to its page.
 
     A row without an owner writes its query alone.
     """
@@ -246,11 +248,15 @@ def split_heads(
         first = turned
     largest = tl.maximum(tl.max(tl.abs(first), axis=0), tl.max(tl.abs(second), axis=0))
     if head < Q_HEADS:
-        inverse_q = inverse_of(largest, 32767.0)
-        out = q_codes + (row.to(tl.int64) * Q_HEADS + head) * D + columns
-        tl.store(out, codes_of(first, inverse_q).to(tl.int16), mask=ok)
-        tl.store(out + HALF, codes_of(second, inverse_q).to(tl.int16), mask=ok)
-        tl.store(q_scale + row * Q_HEADS + head, largest * (1 / 32767) * SCALE)
+        inverse_q = inverse_of(largest, 32639.0)
+        out = q_digits + (row.to(tl.int64) * Q_HEADS + head) * D + columns
+        high, low = signed_digits(round_even(first * inverse_q))
+        tl.store(out, high.to(tl.int8), mask=ok)
+        tl.store(out + q_plane, low.to(tl.int8), mask=ok)
+        high, low = signed_digits(round_even(second * inverse_q))
+        tl.store(out + HALF, high.to(tl.int8), mask=ok)
+        tl.store(out + q_plane + HALF, low.to(tl.int8), mask=ok)
+        tl.store(q_scale + row * Q_HEADS + head, largest * (1 / 32639) * SCALE)
     else:
         owner = tl.load(owners + row)
         if owner >= 0:

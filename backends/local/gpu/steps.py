@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 import torch
-import triton.language as tl
 
-from backends.local.gpu.launches import Launches, Scratch, pages_read
+from backends.local.gpu.launches import Launches, Scratch, spans_read
 from backends.local.gpu.shapes import Floor, Numbers, Shape, shape_of
 from backends.local.kernels.pages import PAGE_TOKENS
 from backends.local.layers import RopeTables
@@ -87,10 +86,8 @@ class GpuSteps:
         self.device = str(device)
         self._device = torch.device(device)
         self._model = on_device(model, self._device)
-        # Both hold the digits exactly. bfloat16 is made of int8 in fewer instructions; the
-        # interpreter multiplies float16 alone.
         on_cuda = self._device.type == "cuda"
-        self._launches = Launches(self._model, tl.bfloat16 if on_cuda else tl.float16)
+        self._launches = Launches(self._model, packed=on_cuda)  # the interpreter has no assembly
         self._ropes = RopeTables(model.config)
         self._positions = 0
         self._rope_of: list[tuple[Tensor, Tensor]] = []
@@ -159,7 +156,7 @@ class GpuSteps:
     def _make_scratch(self, shape: Shape) -> None:
         """Room for this shape and all before; drops the graphs when it has to grow."""
         launches = self._launches
-        parts = shape.sequences * max(map(pages_read, launches.windows, shape.widths))
+        parts = shape.sequences * max(map(spans_read, launches.windows, shape.widths))
         sums = launches.sums_needed(shape.tokens)
         needed = (shape.tokens, shape.wanted, sums, parts * self._model.config.q_heads)
         a, b, c, d = map(max, self._most, needed)

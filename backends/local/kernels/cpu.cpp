@@ -49,7 +49,7 @@ struct Batch {
 
 namespace {
 
-constexpr int kSplitItems = 4;  // per thread: with fewer, attention is split by page as well
+constexpr int kSplitItems = 4;  // per thread: with fewer, attention is split by span as well
 constexpr int kRowChunk = 96;   // rows whose activations stay in the second level cache
 constexpr int kAlone = 4;       // up to so many rows, every thread does all work between products
 
@@ -98,6 +98,9 @@ bool splits(const Model& m, const Batch& b) {
   return b.sequences * m.kv_heads * group_tiles(m, 1) < kSplitItems * b.threads;
 }
 
+// The most spans that any query reads keys of: the first and the last may be cut.
+int64_t most_spans(const Batch& b) { return (b.pages + kSpanPages - 2) / kSpanPages + 1; }
+
 bool alone(const Batch& b) { return b.tokens <= kAlone; }
 
 Buffers carve(const Model& m, const Batch& b) {
@@ -120,7 +123,7 @@ Buffers carve(const Model& m, const Batch& b) {
   carver.take(s.q_codes, rows * m.q_heads * m.head_dim);
   carver.take(s.sequence, rows);
   carver.take(s.first_item, b.sequences + 1);
-  int64_t partials = splits(m, b) ? rows * m.q_heads * b.pages : 0;
+  int64_t partials = splits(m, b) ? rows * m.q_heads * most_spans(b) : 0;
   carver.take(s.partial, partials * (m.head_dim + 2));
   s.bytes = carver.taken();
   return s;
@@ -229,7 +232,7 @@ class Step {
     matmul_to(team, mine, l.qkv, s_.wide, int64_t(heads) * m_.head_dim);
     team.share(b_.tokens * heads, 4,
                [&](int i) { head(l, i / heads, i % heads, heads, mine.work); });
-    const float* attended = split_ ? attend_by_page(team, mine, l) : attend(team, l);
+    const float* attended = split_ ? attend_by_span(team, mine, l) : attend(team, l);
     rows(team, b_.tokens,
          [&](int t) { quantise(mine, t, attended + int64_t(t) * mixed, l.out); });
     matmul_to(team, mine, l.out, s_.narrow, m_.hidden);
@@ -301,6 +304,8 @@ class Step {
     int sequence, kv_head;
     int64_t at[kQueries];  // row * Hq + head
     int64_t first_page, last_page;
+    int64_t first_span() const { return first_page / kSpanPages; }
+    int64_t last_span() const { return last_page / kSpanPages; }
   };
 
   // The first position that a row sees.
@@ -308,11 +313,11 @@ class Step {
     return l.window ? std::max<int64_t>(0, int64_t(b_.positions[row]) + 1 - l.window) : 0;
   }
 
-  // The queries of an item that see keys of page p; their number.
+  // The queries of an item that see keys of span p; their number.
   static int seeing(const Item& item, int64_t p, int* which) {
     int count = 0;
     for (int q = 0; q < item.q.count; ++q)
-      if (item.q.low[q] < (p + 1) * kPage && item.q.high[q] > p * kPage) which[count++] = q;
+      if (item.q.low[q] < (p + 1) * kSpan && item.q.high[q] > p * kSpan) which[count++] = q;
     return count;
   }
 
@@ -338,9 +343,25 @@ class Step {
     out.last_page = (out.q.high[out.q.count - 1] - 1) / kPage;
   }
 
+  // A page of the item's KV head, by its absolute number.
   PageView view(const Layer& l, const Item& item, int64_t index) const {
     return page_view(page(l, item.sequence, index * kPage), l.row, m_.kv_heads, m_.head_dim,
                      item.kv_head);
+  }
+
+  // What span p of an item gives, for the queries in `which`; returns their number. `next`: the
+  // span that this thread most likely takes next.
+  int attend_to(const Layer& l, const Item& item, int64_t p, int64_t next, int* which,
+                const Partial& out) const {
+    PageView pages[kSpanPages], after;
+    for (int64_t i = std::max(p * kSpanPages, item.first_page);
+         i <= std::min((p + 1) * kSpanPages - 1, item.last_page); ++i)
+      pages[i % kSpanPages] = view(l, item, i);
+    bool more = next <= item.last_span();
+    if (more) after = view(l, item, next * kSpanPages);
+    int count = seeing(item, p, which);
+    attend_span(item.q, which, count, pages, p * kSpan, more ? &after : nullptr, out);
+    return count;
   }
 
   // [tokens, Hq, D] of attention, for all threads.
@@ -349,21 +370,19 @@ class Step {
     team.share(s_.first_item[b_.sequences], 1, [&](int i) {
       Item item;
       find(i, l, item);
-      alignas(64) float out[kQueries * kMaxDim], page_out[kQueries * kMaxDim];
-      float largest[kQueries], sum[kQueries], page_largest[kQueries], page_sum[kQueries];
+      alignas(64) float out[kQueries * kMaxDim], span_out[kQueries * kMaxDim];
+      float largest[kQueries], sum[kQueries], span_largest[kQueries], span_sum[kQueries];
       for (int q = 0; q < item.q.count; ++q) {
         largest[q] = -INFINITY;
         sum[q] = 0.0f;
       }
       std::memset(out, 0, sizeof(float) * item.q.count * dim);
-      for (int64_t p = item.first_page; p <= item.last_page; ++p) {
-        if (p < item.last_page) ask_for(view(l, item, p + 1), dim);
-        int which[kQueries], count = seeing(item, p, which);
-        attend_page(item.q, which, count, view(l, item, p), p * kPage,
-                    {page_largest, page_sum, page_out});
+      for (int64_t p = item.first_span(); p <= item.last_span(); ++p) {
+        int which[kQueries];
+        int count = attend_to(l, item, p, p + 1, which, {span_largest, span_sum, span_out});
         for (int j = 0; j < count; ++j)
-          merge(largest + which[j], sum + which[j], out + which[j] * dim, page_largest[j],
-                page_sum[j], page_out + j * dim, dim);
+          merge(largest + which[j], sum + which[j], out + which[j] * dim, span_largest[j],
+                span_sum[j], span_out + j * dim, dim);
       }
       for (int q = 0; q < item.q.count; ++q)
         divide(out + q * dim, sum[q], s_.mine.mixed + item.at[q] * dim, dim);
@@ -371,36 +390,34 @@ class Step {
     return s_.mine.mixed;
   }
 
-  // Few rows of few sequences: every page is a piece of work, then every head is. [tokens, Hq, D].
-  const float* attend_by_page(Team& team, const Mine& mine, const Layer& l) const {
-    int dim = m_.head_dim, items = s_.first_item[b_.sequences];
-    int64_t record = dim + 2, one = b_.pages * record;  // partials of one query head
-    team.share(items * b_.pages, 1, [&](int u) {
+  // Few rows of few sequences: every span is a piece of work, then every head is. [tokens, Hq, D].
+  const float* attend_by_span(Team& team, const Mine& mine, const Layer& l) const {
+    int dim = m_.head_dim, items = s_.first_item[b_.sequences], spans = int(most_spans(b_));
+    int64_t record = dim + 2, one = spans * record;  // partials of one query head
+    team.share(items * spans, 1, [&](int u) {
       Item item;
-      find(u / b_.pages, l, item);
-      int64_t p = item.first_page + u % b_.pages;
-      if (p > item.last_page) return;
-      if (int64_t next = p + team.size(); next <= item.last_page)  // most likely this thread's
-        ask_for(view(l, item, next), dim);
-      alignas(64) float page_out[kQueries * kMaxDim];
+      find(u / spans, l, item);
+      int64_t p = item.first_span() + u % spans;
+      if (p > item.last_span()) return;
+      alignas(64) float span_out[kQueries * kMaxDim];
       float largest[kQueries], sum[kQueries];
-      int which[kQueries], count = seeing(item, p, which);
-      attend_page(item.q, which, count, view(l, item, p), p * kPage, {largest, sum, page_out});
+      int which[kQueries];
+      int count = attend_to(l, item, p, p + team.size(), which, {largest, sum, span_out});
       for (int j = 0; j < count; ++j) {
-        float* to = s_.partial + item.at[which[j]] * one + u % b_.pages * record;
+        float* to = s_.partial + item.at[which[j]] * one + u % spans * record;
         to[0] = largest[j];
         to[1] = sum[j];
-        std::memcpy(to + 2, page_out + j * dim, sizeof(float) * dim);
+        std::memcpy(to + 2, span_out + j * dim, sizeof(float) * dim);
       }
     });
     rows(team, b_.tokens * m_.q_heads, [&](int h) {
       int row = h / m_.q_heads;
-      int64_t begin = low(l, row) / kPage;
-      int64_t first_page = low(l, b_.starts[s_.sequence[row]]) / kPage;  // of the row's item
-      const float* from = s_.partial + h * one + (begin - first_page) * record;
+      int64_t begin = low(l, row) / kSpan;
+      int64_t first = low(l, b_.starts[s_.sequence[row]]) / kSpan;  // of the row's item
+      const float* from = s_.partial + h * one + (begin - first) * record;
       float largest = -INFINITY, sum = 0.0f;
       alignas(64) float out[kMaxDim] = {};
-      for (int64_t p = begin; p <= b_.positions[row] / kPage; ++p, from += record)
+      for (int64_t p = begin; p <= b_.positions[row] / kSpan; ++p, from += record)
         merge(&largest, &sum, out, from[0], from[1], from + 2, dim);
       divide(out, sum, mine.mixed + int64_t(h) * dim, dim);
     });

@@ -21,9 +21,20 @@ if TYPE_CHECKING:
 
     from kvstore.api import Layout
 
-__all__ = ["PAGE_TOKENS", "GroupTable", "float_views", "int8_row_bytes", "int8_views", "places"]
+__all__ = [
+    "PAGE_TOKENS",
+    "SPAN_TOKENS",
+    "GroupTable",
+    "float_views",
+    "int8_row_bytes",
+    "int8_views",
+    "places",
+]
 
 PAGE_TOKENS = 64
+
+SPAN_TOKENS = 256
+"""int8 attention folds its keys by spans of so many, aligned to absolute positions."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,12 @@
 The rules that make it independent of batch, chunking, threads and instruction set:
 - every product of codes is summed as integers, which is exact in any order (here in floats
   that are wide enough for these integers);
-- every sum of floats is `halves_sum`, a tree fixed by the row's length alone;
+- every sum of floats is `halves_sum`, a tree fixed by the row's length alone, or is made of
+  whole numbers first (`whole_sum`);
 - everything else is elementwise IEEE: + - * / sqrt and round-half-even, each rounded by itself
   (no fused multiply-add), and `exp` is the polynomial below;
-- attention takes the pages of KV one by one, in ascending order of position: what a query gets
-  depends on its own position and on the pages' bytes, not on who shares the batch.
+- attention takes the KV span by span (256 tokens), in ascending order of position: what a query
+  gets depends on its own position and on the pages' bytes, not on who shares the batch.
 No division by a Python number here: PyTorch may multiply by its inverse instead.
 """
 
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from backends.local.kernels.pages import PAGE_TOKENS, int8_views
+from backends.local.kernels.pages import PAGE_TOKENS, SPAN_TOKENS, int8_views
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,11 +36,12 @@ __all__ = [
     "quantize_rows",
     "rms_norm",
     "rope",
+    "whole_sum",
     "write_kv",
 ]
 
-WIDE = 32767
-"""Codes of queries and of attention weights are 16 bits wide; KV and model weights 8."""
+WIDE = 127 * 256 + 127
+"""Codes of queries and of attention weights: two signed 8-bit digits. KV and weights have one."""
 
 _TINY = 1e-30
 """Rows whose largest value is at most this are all zeros to `quantize_rows`."""
@@ -60,6 +62,12 @@ def halves_sum(x: Tensor) -> Tensor:
         first, second = x.chunk(2, dim=-1)
         x = first + second
     return x.squeeze(-1)
+
+
+def whole_sum(x: Tensor) -> Tensor:
+    """Sums the last dimension of numbers in [0, 1], at most 256 of them, in steps of 2**-22."""
+    whole = torch.round(x * 4194304.0).to(torch.int32).sum(-1, dtype=torch.int32)
+    return whole.float() * (1 / 4194304)
 
 
 def exp(x: Tensor) -> Tensor:
@@ -196,18 +204,24 @@ def attend(
         reach = length if window is None else window
         first_key = max(0, length - count - reach + 1)
         state = _Softmax(q[rows], kv_heads, torch.arange(length - count, length), reach, scale)
-        for page in range(first_key // PAGE_TOKENS, (length - 1) // PAGE_TOKENS + 1):
-            slot = slots[page - first_page]
-            state.merge(page, *int8_views(table.pages[slot], row, kv_heads, q.shape[-1]))
+        for span in range(first_key // SPAN_TOKENS, (length - 1) // SPAN_TOKENS + 1):
+            begin = max(first_key, span * SPAN_TOKENS) // PAGE_TOKENS
+            end = (min(length, (span + 1) * SPAN_TOKENS) - 1) // PAGE_TOKENS + 1
+            views = [
+                int8_views(table.pages[slots[page - first_page]], row, kv_heads, q.shape[-1])
+                for page in range(begin, end)
+            ]
+            parts = [torch.cat(part) for part in zip(*views, strict=True)]
+            state.merge(begin * PAGE_TOKENS, *parts)
         out[rows] = state.result()
     return out
 
 
 class _Softmax:
-    """One sequence's queries, page by page (online softmax: Milakov and Gimelshein 2018).
+    """One sequence's queries, span by span (online softmax: Milakov and Gimelshein 2018).
 
-    Each page gives its largest score, the sum of its weights and its weighted values by itself;
-    `merge` then folds them into what came before, for the queries that see any of the page.
+    Each span gives its largest score, the sum of its weights and its weighted values by itself;
+    `merge` then folds them into what came before, for the queries that see any of the span.
     """
 
     def __init__(
@@ -224,19 +238,20 @@ class _Softmax:
         self._out = torch.zeros(self._codes.shape)
         self._shape = (count, q_heads, dim)
 
-    def merge(self, page: int, k: Tensor, v: Tensor, k_scale: Tensor, v_scale: Tensor) -> None:
-        keys = torch.arange(page * PAGE_TOKENS, (page + 1) * PAGE_TOKENS)
+    def merge(self, first: int, k: Tensor, v: Tensor, k_scale: Tensor, v_scale: Tensor) -> None:
+        """The span's pages from position `first` on. k, v: [S, Hkv, D]; scales: [S, Hkv]."""
+        keys = torch.arange(first, first + len(k))
         here = self._positions.unsqueeze(1)
-        seen = (keys <= here) & (keys > here - self._reach)  # [T, 64]
+        seen = (keys <= here) & (keys > here - self._reach)  # [T, S]
         some = seen.any(1).view(1, -1, 1)
-        seen = seen.view(1, -1, 1, PAGE_TOKENS)
+        seen = seen.view(1, -1, 1, len(k))
         k_scales, v_scales = (s.float().T[:, None, None] for s in (k_scale, v_scale))
 
         dots = torch.einsum("htgd,shd->htgs", self._codes, k.double()).float()
         scores = dots * self._scale.unsqueeze(-1) * k_scales
         largest = torch.where(seen, scores, -torch.inf).amax(-1)
         weights = torch.where(seen, exp(scores - largest.unsqueeze(-1)), 0.0)
-        total = halves_sum(weights)
+        total = whole_sum(weights)
         codes, step = quantize_rows(torch.where(seen, weights * v_scales, 0.0), WIDE)
         values = torch.einsum("htgs,shd->htgd", codes.double(), v.double()).float()
         values = values * step.unsqueeze(-1)

@@ -11,7 +11,7 @@
 namespace greenroom {
 
 constexpr int kPage = 64;        // tokens of a KV page
-constexpr int kWide = 32767;     // 16-bit codes of queries and attention weights
+constexpr int kWide = 32639;     // codes of queries and attention weights: two signed digits
 constexpr float kTiny = 1e-30f;  // rows no larger than this are zeros
 
 #define GREENROOM_INLINE inline __attribute__((always_inline))
@@ -78,11 +78,10 @@ inline float halves8(__m256 x) {
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
 
-// halves_sum of 64 values held in eight registers.
-inline float halves64(const __m256* x) {
-  __m256 a = _mm256_add_ps(x[0], x[4]), b = _mm256_add_ps(x[1], x[5]);
-  __m256 c = _mm256_add_ps(x[2], x[6]), d = _mm256_add_ps(x[3], x[7]);
-  return halves8(_mm256_add_ps(_mm256_add_ps(a, c), _mm256_add_ps(b, d)));
+inline int32_t add_lanes(__m256i x) {
+  __m128i s = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+  s = _mm_add_epi32(s, _mm_unpackhi_epi64(s, s));
+  return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 1)));
 }
 
 inline int power_of_two(int n) {

@@ -71,7 +71,6 @@ def compiled(fn: Any, args: tuple[object, ...], given: dict[str, Any]) -> Any:
 def test_every_launch_compiles_for_hopper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A decode and a mixed step: nothing is fused to lose a rounding, and products run on
     tensor cores within a block's shared memory."""
-    from triton.language import bfloat16
     from triton.runtime.jit import JITFunction
 
     from backends.local.gpu.launches import Launches
@@ -89,7 +88,7 @@ def test_every_launch_compiles_for_hopper(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(JITFunction, "run", record)
     model = quantize(GEMMA, random_weights(GEMMA, 0))
     steps = GpuSteps(model, "cpu", context=1024)
-    steps._launches = Launches(steps._model, bfloat16)
+    steps._launches = Launches(steps._model, packed=True)
     # Nothing runs, so the answers differ; what is asked for is the launches of both steps.
     differences(model, steps, [(70, 1)])
     differences(model, steps, [(1, 1)])
@@ -100,10 +99,10 @@ def test_every_launch_compiles_for_hopper(tmp_path: Path, monkeypatch: pytest.Mo
         "_linear",
         "add_and_norm",
         "attend_chunks",
-        "decode_pages",
+        "decode_spans",
         "embed_and_norm",
         "gate_rows",
-        "merge_pages",
+        "merge_spans",
         "quantize_rows",
         "split_heads",
     }
@@ -111,5 +110,5 @@ def test_every_launch_compiles_for_hopper(tmp_path: Path, monkeypatch: pytest.Mo
         code = kernel.asm["ptx"]
         assert not re.search(r"\bfma\.rn\.f32", code), key
         assert kernel.metadata.shared <= SHARED_BYTES, key
-        if key.split()[0] in ("_linear", "decode_pages", "attend_chunks"):
+        if key.split()[0] in ("_linear", "decode_spans", "attend_chunks"):
             assert re.search(r"\bw?g?mma\.", code), key

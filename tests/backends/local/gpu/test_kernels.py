@@ -141,22 +141,28 @@ def test_gates_are_the_reference_s(device: str, activation: str) -> None:
     assert torch.equal(out.cpu(), row_scale)
 
 
-@pytest.mark.parametrize("window", [None, 70])
-@pytest.mark.parametrize(("kv_heads", "group", "dim"), [(1, 4, 16), (2, 3, 48)])
+def q_digits(codes: Tensor, device: str) -> Tensor:
+    """int8 [2, ...]: signed digits, 256 * high + low."""
+    high = torch.floor((codes + 128) / 256)
+    return torch.stack([high, codes - 256 * high]).to(torch.int8).to(device)
+
+
+@pytest.mark.parametrize("window", [None, 70, 300])
+@pytest.mark.parametrize(
+    ("kv_heads", "group", "dim", "piece"), [(1, 4, 32, 32), (2, 3, 48, 32), (1, 20, 64, 64)]
+)
 def test_decode_attention_is_the_reference_s(
-    device: str, kv_heads: int, group: int, dim: int, window: int | None
+    device: str, kv_heads: int, group: int, dim: int, piece: int, window: int | None
 ) -> None:
     """Sequences of several lengths, pages in any order; one that has no new token is left alone."""
-    from triton import language as tl
-
     from backends.local.gpu import attention
 
-    lengths, width, heads = [130, 64, 5], 3, kv_heads * group
+    lengths, width, heads = [650, 64, 5], 11, kv_heads * group
     starts = [0, 1, 1, 2]  # the second sequence has no row
-    pages = whole(0, 256, 12, 2 * 64 * kv_heads * (dim + 2)).to(torch.uint8)
+    pages = whole(0, 256, 34, 2 * 64 * kv_heads * (dim + 2)).to(torch.uint8)
     scales = pages[:, 2 * 64 * kv_heads * dim :].view(torch.float16)
     scales.copy_(drawn(*scales.shape).abs())
-    slots = torch.randperm(9).int().view(3, width)
+    slots = torch.randperm(33).int().view(3, width)
     ints = [torch.tensor(each, dtype=torch.int32) for each in (starts, lengths, [0, 0, 0])]
     q = drawn(2, heads, dim)
     table = GroupTable(pages, slots[[0, 2]], ints[2][[0, 2]])
@@ -164,13 +170,15 @@ def test_decode_attention_is_the_reference_s(
         q, table, 0, kv_heads, torch.tensor([0, 1, 2]), ints[1][[0, 2]], window, 0.25
     )
     codes, q_scale = reference.quantize_rows(q, reference.WIDE)
-    reads = width if window is None else 3
+    reads = 3
     parts = 3 * heads * reads
     tops, totals, outs = (torch.zeros(n, device=device) for n in (parts, parts, parts * dim))
     there = pages.to(device)
-    size = 16 if dim == 16 else 64
-    attention.decode_pages[(3, kv_heads, 2)](
-        codes.short().to(device),
+    size = 32 if dim == 32 else 64
+    digits_of_q = q_digits(codes, device)
+    attention.decode_spans[(3, kv_heads * -(-group // attention.DECODE_HEADS), reads)](
+        digits_of_q,
+        digits_of_q.stride(0),
         (q_scale * 0.25).to(device),
         ints[0].to(device),
         ints[1].to(device),
@@ -185,19 +193,18 @@ def test_decode_attention_is_the_reference_s(
         pages.shape[1],
         0,
         WINDOW=window or 0,
-        SHARE=2,
         P=reads,
         KV_HEADS=kv_heads,
         G=group,
-        ROWS=8,
         D=dim,
         SIZE=size,
-        DIGIT=tl.float16,
+        PIECE=piece,
+        PACKED=device != "cpu",
         enable_fp_fusion=False,
     )
     digits = torch.zeros((2, 2 * heads * dim), dtype=torch.int8, device=device)
     out = torch.zeros(2, device=device)
-    attention.merge_pages[(3,)](
+    attention.merge_spans[(3,)](
         tops,
         totals,
         outs,
@@ -211,7 +218,7 @@ def test_decode_attention_is_the_reference_s(
         P=reads,
         G=group,
         HEADS=heads,
-        HEAD_ROWS=8,
+        HEAD_ROWS=32 if heads > 8 else 8,
         D=dim,
         SIZE=size,
         MAX_CODE=8191,
@@ -222,20 +229,21 @@ def test_decode_attention_is_the_reference_s(
     assert torch.equal(out.cpu(), row_scale)
 
 
-@pytest.mark.parametrize("window", [None, 70])
-def test_chunk_attention_is_the_reference_s(device: str, window: int | None) -> None:
+@pytest.mark.parametrize(("dim", "piece"), [(32, 32), (64, 32)])
+@pytest.mark.parametrize("window", [None, 70, 300])
+def test_chunk_attention_is_the_reference_s(
+    device: str, window: int | None, dim: int, piece: int
+) -> None:
     """Chunks behind a cached prefix, in tiles that end anywhere, of three heads."""
-    from triton import language as tl
-
     from backends.local.gpu import attention
 
-    kv_heads, group, dim, width, tile = 2, 3, 16, 4, 8
-    lengths, starts, first_page = [200, 64, 90], [0, 19, 20, 25], [1, 0, 0]
+    kv_heads, group, width, tile = 2, 3, 9, 8
+    lengths, starts, first_page = [520, 64, 90], [0, 19, 20, 25], [3, 0, 0]
     heads = kv_heads * group
-    pages = whole(0, 256, 15, 2 * 64 * kv_heads * (dim + 2)).to(torch.uint8)
+    pages = whole(0, 256, 27, 2 * 64 * kv_heads * (dim + 2)).to(torch.uint8)
     scales = pages[:, 2 * 64 * kv_heads * dim :].view(torch.float16)
     scales.copy_(drawn(*scales.shape).abs())
-    slots = torch.randperm(15)[: 3 * width].int().view(3, width)
+    slots = torch.randperm(27).int().view(3, width)
     if window is None:
         first_page[0] = 0
     ints = [torch.tensor(each, dtype=torch.int32) for each in (starts, lengths, first_page)]
@@ -247,8 +255,10 @@ def test_chunk_attention_is_the_reference_s(device: str, window: int | None) -> 
     firsts = torch.tensor([0, 8, 16, 0, 0], dtype=torch.int32)
     out = torch.zeros(25, heads, dim, device=device)
     there = pages.to(device)
+    digits = q_digits(codes, device)
     attention.attend_chunks[(5, kv_heads)](
-        codes.short().to(device),
+        digits,
+        digits.stride(0),
         (q_scale * 0.25).to(device),
         ints[0].to(device),
         ints[1].to(device),
@@ -268,9 +278,11 @@ def test_chunk_attention_is_the_reference_s(device: str, window: int | None) -> 
         G=group,
         HEADS=4,
         D=dim,
-        SIZE=16,
-        DIGIT=tl.float16,
-        num_warps=8,
+        SIZE=dim,
+        PIECE=piece,
+        PACKED=device != "cpu",
+        num_warps=4,
+        num_stages=1,
         enable_fp_fusion=False,
     )
     many = [*range(19), *range(20, 25)]
