@@ -108,8 +108,8 @@ def _engine(config: ModelConfig, shape: Shape, device: str) -> Engine:
     layout = config.kv_layout("int8")
     length = shape.prompt + shape.reply
     slots = {
-        # Two rounds: what an earlier turn left is kept while the next one runs.
-        group.id: 2
+        # What earlier rounds left stays while the next one runs.
+        group.id: 4
         * shape.conversations
         * (pages_needed(group, length, shape.step_tokens, layout.block_tokens) + 2)
         for group in layout.groups

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from backends.local.quantize import narrowed
 from backends.local.synthetic import half_model, int8_model, parameter_count, synthetic_config
 from benchmarks.gpu_half import HalfDecoder
 from benchmarks.gpu_int8 import Pool, int8_steps, step_seconds, synchronize
@@ -17,6 +18,7 @@ from benchmarks.ladder import RUNGS, Measured, StepTime, cost
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from backends.local.synthetic import HalfModel
     from benchmarks.ladder import Rung, Traffic
 
 __all__ = ["Room", "measure_ladder"]
@@ -71,15 +73,15 @@ def measure_ladder(size: str, traffic: Traffic, room: Room) -> dict[str, object]
     missing: dict[str, str] = {}
     first: dict[bool, float] = {}
     totals: dict[bool, float] = {}
-    known: dict[tuple[str, bool, bool], Measured] = {}
+    known: dict[tuple[str, bool, bool, bool], Measured] = {}
     for rung in RUNGS:
-        key = (rung.shape, rung.int8, rung.cached)
+        key = (rung.shape, rung.int8, rung.narrow, rung.cached)
         began = time.perf_counter()
         room.clear()
         try:
             if key not in known:
                 if rung.int8:
-                    known |= _int8(size, traffic, room)
+                    known |= _int8(rung, size, traffic, room)
                 else:
                     known[key] = _half(rung, size, traffic, room)
         except (ImportError, RuntimeError, ValueError) as error:
@@ -125,10 +127,21 @@ def _half(rung: Rung, size: str, traffic: Traffic, room: Room) -> Measured:
     capacity = traffic.prompt + traffic.longest_reply
     each = HalfDecoder.bytes_each(config, capacity)
     fits = room.free() // each
-    if fits < 1:
-        raise ValueError(f"the memory does not hold one conversation of {each} bytes of KV")
+    while fits >= 1:
+        try:
+            return _half_of(model, fits, each, traffic, room)
+        except torch.cuda.OutOfMemoryError:
+            # Large rows leave steps less than the reserve.
+            fits -= max(1, fits // 16)
+            room.clear()
+    raise ValueError(f"the memory does not hold one conversation of {each} bytes of KV")
+
+
+def _half_of(model: HalfModel, fits: int, each: int, traffic: Traffic, room: Room) -> Measured:
+    """The figures of a decoder with room for `fits` conversations of `each` bytes, if they fit."""
+    config = model.config
     sizes = room.batches(fits)
-    decoder = HalfDecoder(model, sizes[-1], capacity)
+    decoder = HalfDecoder(model, sizes[-1], traffic.prompt + traffic.longest_reply)
     decoder.fill()
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(config.vocab_size, (traffic.prompt,), generator=generator)
@@ -145,11 +158,14 @@ def _half(rung: Rung, size: str, traffic: Traffic, room: Room) -> Measured:
     return Measured(each, fits, traffic.prompt / seconds, seconds, tuple(steps))
 
 
-def _int8(size: str, traffic: Traffic, room: Room) -> dict[tuple[str, bool, bool], Measured]:
+def _int8(
+    rung: Rung, size: str, traffic: Traffic, room: Room
+) -> dict[tuple[str, bool, bool, bool], Measured]:
     """The int8 model, measured once for the rungs without and with a cache between turns."""
-    shape = "cai"
-    config = synthetic_config(f"{size}-{shape}")
-    steps = int8_steps(int8_model(config, 1, room.device), room.device)
+    config = synthetic_config(f"{size}-{rung.shape}")
+    model = int8_model(config, 1, room.device)
+    steps = int8_steps(narrowed(model) if rung.narrow else model, room.device)
+    del model
     length = traffic.prompt + traffic.reply
     each = Pool.bytes_for(config, length, STEP_TOKENS)
     fits = room.free() // each
@@ -185,7 +201,8 @@ def _int8(size: str, traffic: Traffic, room: Room) -> dict[tuple[str, bool, bool
         steps=tuple(times),
     )
     cached = replace(base, prefill_rate=traffic.uncached / warm, prefill_seconds=warm)
-    return {(shape, True, False): base, (shape, True, True): cached}
+    kind = rung.shape, True, rung.narrow
+    return {(*kind, False): base, (*kind, True): cached}
 
 
 def _hopeless(step: StepTime, traffic: Traffic) -> bool:

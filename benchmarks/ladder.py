@@ -16,11 +16,15 @@ Shape = Literal["mha", "mqa", "local", "cai"]
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """One step of the ladder; each has what the one before has and one technique more."""
+    """One step of the ladder; each has what the one before has and one technique more.
+
+    `int8`: weights and KV, and activations of 14 bits or, when `narrow`, of 8.
+    """
 
     name: str
     shape: Shape
     int8: bool = False
+    narrow: bool = False
     cached: bool = False
     continuous: bool = False
 
@@ -31,8 +35,9 @@ RUNGS = (
     Rung("+ local horizons", "local"),
     Rung("+ shared KV", "cai"),
     Rung("+ int8 weights and KV", "cai", int8=True),
-    Rung("+ cache between turns", "cai", int8=True, cached=True),
-    Rung("+ continuous batching", "cai", int8=True, cached=True, continuous=True),
+    Rung("+ int8 activations", "cai", int8=True, narrow=True),
+    Rung("+ cache between turns", "cai", int8=True, narrow=True, cached=True),
+    Rung("+ continuous batching", "cai", int8=True, narrow=True, cached=True, continuous=True),
 )
 
 

@@ -48,7 +48,9 @@ def floor(rung: Rung, size: str, traffic: Traffic, card: Card, most: int = 4096)
     each = kv_bytes(config, held, value_bytes=values, scale_bytes=scale)
     fits = (card.memory - card.reserve - weights) // each
     # 14-bit activations meet int8 weights as two 8-bit digits: two products.
-    rate = card.int8_rate / 2 if rung.int8 else card.half_rate
+    rate = card.half_rate
+    if rung.int8:
+        rate = card.int8_rate if rung.narrow else card.int8_rate / 2  # two digits of 14 bits
     new = traffic.uncached if rung.cached else traffic.prompt
     work = new * _linear(config) + _attention(config, traffic.prompt - new, traffic.prompt)
     middle = traffic.prompt + traffic.reply // 2

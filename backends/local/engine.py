@@ -313,6 +313,7 @@ class Engine:
 
     def _compute(self, plan: Plan) -> None:
         slices, drafts, chunks = [], [], []
+        ids: list[int] = []
         for piece, guesses in zip(plan.slices, self._draft(plan), strict=True):
             kv, tokens = self._live[piece.request.id].kv, piece.request.tokens
             draft = kv.reserve_for(piece.end - piece.start, guesses)
@@ -325,16 +326,17 @@ class Engine:
                     BackendErrorCode.OVERLOADED,
                 )
                 continue
-            ids = torch.tensor(tokens[piece.start : piece.end] + draft)
+            new = tokens[piece.start : piece.end] + draft
+            ids += new
             slices.append(piece)
             drafts.append(draft)
-            chunks.append(Chunk(kv, ids, wanted=1 + len(draft)))
+            chunks.append((kv, len(new), 1 + len(draft)))
         if not slices:
             return
         plan = replace(plan, slices=tuple(slices))
         began = self._clock()
         try:
-            rows = iter(self._decoder.fetch(self._decoder.forward(chunks)))
+            rows = iter(self._decoder.fetch(self._decoder.forward(_chunks(chunks, ids))))
         except Exception:
             log.exception("forward_failed", requests=len(plan.slices), tokens=plan.token_count)
             for piece in plan.slices:
@@ -343,16 +345,19 @@ class Engine:
         now = self._clock()
         if len(plan.slices) < plan.token_count:
             self._prefixes.computed(plan.token_count, now - began)
+        sampled = 0
         for piece, draft in zip(plan.slices, drafts, strict=True):
             live, own = self._live[piece.request.id], [*itertools.islice(rows, 1 + len(draft))]
             with self._failing_alone(live):
                 piece.request.advance(piece.end - piece.start)
-                reason = None
+                reason, before = None, len(piece.request.tokens)
                 if piece.request.pending_len == 0:
                     reason = self._sample(live, own, draft, now)
+                    sampled += len(piece.request.tokens) - before
                 self._keep_boundary(live, piece)  # behind the token: nobody waits for it
                 if reason is not None:
                     self._finish(live, reason)
+        self._count(sampled_tokens=sampled)
 
     def _draft(self, plan: Plan) -> list[list[int]]:
         """Guesses to verify behind each decode, where the step has rows to spare."""
@@ -367,7 +372,6 @@ class Engine:
         """Draws the next token, and further ones as long as the draft was right."""
         request = live.generation.request
         for row, guess in zip(rows, [*draft, None], strict=True):
-            self._count(sampled_tokens=1)
             reason = live.generation.sample(row, now)
             if reason is not None or request.tokens[-1] != guess:
                 break
@@ -443,3 +447,11 @@ class Engine:
         added = {name: getattr(self._stats, name) + count for name, count in more.items()}
         held = len(self._scheduler.queued), len(self._scheduler.running)
         self._stats = replace(self._stats, queued=held[0], running=held[1], **added)
+
+
+def _chunks(parts: Sequence[tuple[SequenceKV, int, int]], ids: list[int]) -> list[Chunk]:
+    """One chunk a sequence, its length and its wanted rows; their tokens laid end to end."""
+    tokens = torch.split(torch.tensor(ids), [count for _, count, _ in parts])
+    return [
+        Chunk(kv, new, wanted=wanted) for (kv, _, wanted), new in zip(parts, tokens, strict=True)
+    ]

@@ -193,15 +193,17 @@ class Decoder:
         one that wants no row or more than it has, or for a pool of other pages than
         `config.kv_layout(kv_dtype)` says.
         """
+        arena = chunks[0].kv.arena
+        if arena.layout != self._layout:
+            raise ValueError(f"the sequence's pool does not keep {self.kv_dtype} pages")
         for chunk in chunks:
-            if not len(chunk.tokens):
+            count = len(chunk.tokens)
+            if not count:
                 raise ValueError("a chunk needs at least one token")
-            if not 0 < chunk.wanted <= len(chunk.tokens):
-                raise ValueError(f"logits of {chunk.wanted} of {len(chunk.tokens)} tokens")
-            if chunk.kv.arena is not chunks[0].kv.arena:
+            if not 0 < chunk.wanted <= count:
+                raise ValueError(f"logits of {chunk.wanted} of {count} tokens")
+            if chunk.kv.arena is not arena:
                 raise ValueError("sequences of one step share one pool of pages")
-            if chunk.kv.arena.layout != self._layout:
-                raise ValueError(f"the sequence's pool does not keep {self.kv_dtype} pages")
         for chunk in chunks:
             chunk.kv.reserve(len(chunk.tokens))
         logits = self._steps.run(_lay_out(chunks))
@@ -215,26 +217,25 @@ class Decoder:
 
 
 def _lay_out(chunks: Sequence[Chunk]) -> Batch:
-    starts, lengths, positions = [0], [], []
-    wanted: list[int] = []
-    for chunk in chunks:
-        before, count = chunk.kv.length, len(chunk.tokens)
-        starts.append(starts[-1] + count)
-        lengths.append(before + count)
-        wanted += range(starts[-1] - chunk.wanted, starts[-1])
-        positions.append(torch.arange(before, before + count, dtype=torch.int32))
+    before = np.array([chunk.kv.length for chunk in chunks])
+    counts = np.array([len(chunk.tokens) for chunk in chunks])
+    ends = counts.cumsum()
+    within = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
+    wanted = np.array([chunk.wanted for chunk in chunks])
+    # The last `wanted` rows of each chunk.
+    rows = np.repeat(ends - wanted.cumsum(), wanted) + np.arange(wanted.sum())
     arena = chunks[0].kv.arena
     return Batch(
         tokens=torch.cat([chunk.tokens for chunk in chunks]).int(),
-        positions=torch.cat(positions),
-        starts=_ints(starts),
-        lengths=_ints(lengths),
-        wanted=_ints(wanted),
+        positions=_ints(np.repeat(before, counts) + within),
+        starts=_ints(np.concatenate([[0], ends])),
+        lengths=_ints(before + counts),
+        wanted=_ints(rows),
         tables=tuple(
             _table(arena.pages[group.id], [chunk.kv.table(group.id) for chunk in chunks])
             for group in arena.layout.groups
         ),
-        end=max(lengths),
+        end=int((before + counts).max()),
     )
 
 
@@ -245,7 +246,7 @@ def _table(pages: Tensor, tables: Sequence[tuple[int, array[int]]]) -> GroupTabl
     return GroupTable(
         pages=pages,
         slots=torch.from_numpy(slots),
-        first_page=_ints([first for first, _ in tables]),
+        first_page=_ints(np.array([first for first, _ in tables])),
     )
 
 
@@ -263,8 +264,8 @@ def _on_gpu(model: QuantModel, device: DeviceChoice, context: int) -> Steps | No
     return steps
 
 
-def _ints(values: Sequence[int]) -> Tensor:
-    return torch.tensor(values, dtype=torch.int32)
+def _ints(values: NDArray[np.int64]) -> Tensor:
+    return torch.from_numpy(values.astype(np.int32))
 
 
 def random_weights(config: ModelConfig, seed: int) -> dict[str, Tensor]:

@@ -54,6 +54,7 @@ class SequenceKV:
     def __init__(self, arena: DeviceTier) -> None:
         self.arena = arena
         self.length = 0
+        self._reserved = 0  # the length that there is room for already
         self._step = arena.layout.block_tokens
         self._tables = {group.id: _Table() for group in arena.layout.groups}
 
@@ -69,8 +70,11 @@ class SequenceKV:
     def reserve(self, tokens: int) -> None:
         """Makes room for `tokens` more; lets go of pages that no layer can read again.
 
-        Raises `NoRoom` when the device has too few pages; another try may succeed later.
+        Raises `NoRoom` when the device has too few pages; another try may succeed later. Room that
+        was made is there until the next `advance`.
         """
+        if self.length + tokens <= self._reserved:
+            return
         for group in self.arena.layout.groups:
             table = self._tables[group.id]
             self._let_go(group, table)
@@ -88,6 +92,7 @@ class SequenceKV:
                 if taken is None:
                     raise NoRoom
                 table.slots.extend(taken)
+        self._reserved = self.length + tokens
 
     def reserve_for(self, tokens: int, guesses: list[int]) -> list[int] | None:
         """`reserve` for the tokens and the guesses, or the tokens alone; the guesses that fit.
@@ -103,6 +108,7 @@ class SequenceKV:
     def advance(self, tokens: int) -> None:
         """Counts `tokens` that every owning layer has written."""
         self.length += tokens
+        self._reserved = 0  # others may share the last page from now on
 
     def retract(self, tokens: int) -> None:
         """Takes back the newest `tokens` of the latest `advance`; others take their places."""

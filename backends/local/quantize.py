@@ -15,14 +15,22 @@ import torch
 from backends.local.layers import fuse
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
     from backends.local.layers import Layer
     from backends.local.model_config import ModelConfig
 
-__all__ = ["NUMERICS", "QuantLinear", "QuantModel", "as_float", "max_code", "quantize"]
+__all__ = [
+    "NUMERICS",
+    "QuantLinear",
+    "QuantModel",
+    "as_float",
+    "max_code",
+    "narrowed",
+    "quantize",
+]
 
 NUMERICS = "w8a14kv8.2"
 """The arithmetic of the int8 engine; part of the KV space. Raise it when any result changes."""
@@ -74,10 +82,15 @@ def quantize(config: ModelConfig, weights: Mapping[str, Tensor]) -> QuantModel:
 
 def as_float(model: QuantModel) -> QuantModel:
     """The same model with float32 codes."""
+    return _each_linear(model, lambda linear: replace(linear, codes=linear.codes.float()))
 
-    def convert(linear: QuantLinear) -> QuantLinear:
-        return replace(linear, codes=linear.codes.float())
 
+def narrowed(model: QuantModel) -> QuantModel:
+    """The same model with activations of 8 bits: for one that was trained with them."""
+    return _each_linear(model, lambda linear: replace(linear, max_code=127))
+
+
+def _each_linear(model: QuantModel, convert: Callable[[QuantLinear], QuantLinear]) -> QuantModel:
     embedding = convert(model.embedding)
     return QuantModel(
         config=model.config,

@@ -13,7 +13,7 @@ from backends.local.synthetic import synthetic_config
 from benchmarks.ladder import RUNGS, Measured, StepTime, Traffic, cost, replies
 from benchmarks.ladder_floor import H100, floor
 
-STATIC, CACHED, CONTINUOUS = RUNGS[4:]
+STATIC, CACHED, CONTINUOUS = RUNGS[5:]
 MEASURED = Measured(1000, 500, 28_000.0, 0.2, (StepTime(8, 0.01), StepTime(64, 0.02)))
 
 

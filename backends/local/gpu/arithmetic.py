@@ -22,9 +22,9 @@ __all__ = [
     "halves_of",
     "halves_sum",
     "inverse_of",
-    "low_digit",
     "round_even",
     "signed_digits",
+    "store_digits",
     "whole_sum",
     "wide_dot",
 ]
@@ -97,9 +97,15 @@ def codes_of(x, inverse):
 
 
 @triton.jit
-def low_digit(codes, BITS: tl.constexpr):
-    """What is left of codes after their high digit, `codes >> BITS`: 0 to 2**BITS - 1."""
-    return codes & ((1 << BITS) - 1)
+def store_digits(at, plane, codes, ok, MAX_CODE: tl.constexpr):
+    """Writes codes as digits, high ones at `at`, low ones a plane further: 128 high + low.
+
+    Codes of 8 bits are low digits alone.
+    """
+    if MAX_CODE > 127:
+        tl.store(at, (codes >> 7).to(tl.int8), mask=ok)
+        codes = codes & 127
+    tl.store(at + plane, codes.to(tl.int8), mask=ok)
 
 
 @triton.jit

@@ -20,6 +20,7 @@ from backends.local.gpu.arithmetic import (
     half_digits,
     halves_of,
     inverse_of,
+    store_digits,
     whole_sum,
     wide_dot,
 )
@@ -210,8 +211,7 @@ def merge_spans(
         largest = tl.max(tl.max(tl.abs(out), axis=1), axis=0)
         codes = codes_of(out, inverse_of(largest, MAX_CODE * 1.0))
         to = digits + row.to(tl.int64) * (HEADS * D) + heads[:, None] * D + dims[None, :]
-        tl.store(to, (codes >> 7).to(tl.int8), mask=ok)
-        tl.store(to + plane, (codes & 127).to(tl.int8), mask=ok)
+        store_digits(to, plane, codes, ok, MAX_CODE)
         tl.store(row_scale + row, largest * (1 / MAX_CODE))
 
 

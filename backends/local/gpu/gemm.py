@@ -1,6 +1,8 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """int8 linear layers: two dot products of 7-bit digits for one of 14-bit codes, summed in int32.
 
+For a model that was trained with 8-bit activations (`max_code` 127) one digit is enough.
+
 Integer sums are exact in any order, so tiles and splits are chosen for speed alone: no choice here
 changes a bit. A product is left as `splits` partial sums, which the kernel that reads it adds up
 and scales, or is finished here to float32 (the output head).
@@ -39,6 +41,7 @@ def _linear(
     BLOCK_K: tl.constexpr,
     SPLITS: tl.constexpr,
     WHOLE_K: tl.constexpr,
+    NARROW: tl.constexpr,  # codes are within +-127: the low digit is all
     FINISH: tl.constexpr,
 ):
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -55,19 +58,16 @@ def _linear(
     share = tl.cdiv(steps, SPLITS)
     for step in range(split * share, tl.minimum(steps, (split + 1) * share)):
         at = step * BLOCK_K
-        if WHOLE_K:
-            x_high = tl.load(x_at + at, mask=row_ok[:, None], other=0)
-            x_low = tl.load(x_at + plane + at, mask=row_ok[:, None], other=0)
-            w = tl.load(w_at + at, mask=out_ok[:, None], other=0)
-        else:
+        x_ok = row_ok[:, None]
+        w_ok = out_ok[:, None]
+        if not WHOLE_K:
             k_ok = (ks + at < K)[None, :]
-            x_high = tl.load(x_at + at, mask=row_ok[:, None] & k_ok, other=0)
-            x_low = tl.load(x_at + plane + at, mask=row_ok[:, None] & k_ok, other=0)
-            w = tl.load(w_at + at, mask=out_ok[:, None] & k_ok, other=0)
-        w = tl.trans(w)
-        high = tl.dot(x_high, w, high, out_dtype=tl.int32)
-        low = tl.dot(x_low, w, low, out_dtype=tl.int32)
-    total = high * 128 + low
+            x_ok, w_ok = x_ok & k_ok, w_ok & k_ok
+        w = tl.trans(tl.load(w_at + at, mask=w_ok, other=0))
+        if not NARROW:
+            high = tl.dot(tl.load(x_at + at, mask=x_ok, other=0), w, high, out_dtype=tl.int32)
+        low = tl.dot(tl.load(x_at + plane + at, mask=x_ok, other=0), w, low, out_dtype=tl.int32)
+    total = low if NARROW else high * 128 + low
     ok = row_ok[:, None] & out_ok[None, :]
     at = rows[:, None].to(tl.int64) * N + outs[None, :]
     if FINISH:
@@ -158,6 +158,7 @@ def _launch(
         BLOCK_K=tiles.k,
         SPLITS=tiles.splits,
         WHOLE_K=inputs % tiles.k == 0,
+        NARROW=linear.max_code <= 127,
         FINISH=finish,
         num_warps=tiles.warps,
         num_stages=tiles.stages,

@@ -16,9 +16,9 @@ from backends.local.gpu.arithmetic import (
     gate,
     halves_sum,
     inverse_of,
-    low_digit,
     round_even,
     signed_digits,
+    store_digits,
 )
 
 __all__ = ["add_and_norm", "embed_and_norm", "gate_rows", "quantize_rows", "split_heads"]
@@ -52,8 +52,7 @@ def _store_codes(x, columns, ok, digits, row_scale, row, N, plane, MAX_CODE: tl.
     largest = tl.max(tl.abs(x), axis=0)
     codes = codes_of(x, inverse_of(largest, MAX_CODE * 1.0))
     at = digits + row.to(tl.int64) * N + columns
-    tl.store(at, (codes >> 7).to(tl.int8), mask=ok)
-    tl.store(at + plane, low_digit(codes, 7).to(tl.int8), mask=ok)
+    store_digits(at, plane, codes, ok, MAX_CODE)
     tl.store(row_scale + row, largest * (1 / MAX_CODE))
 
 

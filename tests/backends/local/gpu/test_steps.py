@@ -8,7 +8,7 @@ import pytest
 
 from backends.local.model import random_weights
 from backends.local.model_config import Llama3Rope, ModelConfig
-from backends.local.quantize import quantize
+from backends.local.quantize import narrowed, quantize
 
 SMALL = ModelConfig.synthetic(
     vocab_size=203, hidden_size=48, q_heads=3, kv_heads=1, windows=(40, None, 40), kv_sources={2: 0}
@@ -44,6 +44,15 @@ def test_steps_are_the_reference_s(
 
     model = quantize(config, random_weights(config, 3))
     assert differences(model, GpuSteps(model, device, context=256), counts) == ""
+
+
+def test_activations_of_8_bits(device: str) -> None:
+    """A model whose codes are within +-127 takes one digit, and gives the reference's bits."""
+    from backends.local.gpu.steps import GpuSteps
+    from backends.local.gpu.trial import differences
+
+    model = narrowed(quantize(SMALL, random_weights(SMALL, 3)))
+    assert differences(model, GpuSteps(model, device, context=256), [(1, 6), (1, 1)]) == ""
 
 
 def test_a_difference_is_found(device: str) -> None:
