@@ -1,7 +1,8 @@
 """docs/ladder.md and its plot from the GPU benchmark's JSON: `python -m benchmarks.gpu_report`.
 
-Replaces what lies between the page's markers. The JSON is kept beside the page as `ladder.json`;
-until there is one, only the computed ladder is written.
+Replaces what lies between the page's markers. The JSON is kept beside the page as `ladder.json`:
+one run of the benchmark, or several that each had some of its parts, under `runs`. Until there is
+one, only the computed ladder is written.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ def main(given: list[str] | None = None) -> None:
     rows: list[dict[str, Any]] = []
     if source.is_file():
         result = json.loads(source.read_text())
-        if result["smoke"]:
+        runs = result.get("runs", [result])
+        if any(run["smoke"] for run in runs):
             raise SystemExit(f"{source} is a smoke run: its figures say nothing")
-        text = replaced(text, "measured", measured(result))
-        rows = result.get("ladder", {}).get("rows", [])
+        text = replaced(text, "measured", "\n".join(measured(run) for run in runs))
+        rows = [row for run in runs for row in run.get("ladder", {}).get("rows", [])]
     page.write_text(text)
     (args.docs / "ladder.svg").write_text(plot(computed_rows(), rows))
     print(f"written: {page}")
@@ -102,8 +104,9 @@ def measured(result: dict[str, Any]) -> str:
     if "roofs" in result:
         parts += ["### Kernels beside their roofs", _roofs(result["roofs"])]
     if "serve" in result:
+        count = result["serve"]["cold"]["conversations"]
         parts += [
-            "### 256 conversations at once, gemma-3-270m's shape, random weights",
+            f"### {count} conversations at once, gemma-3-270m's shape, random weights",
             _served(result["serve"], result.get("engine"), result.get("peer")),
         ]
     parts += [f"Missing: {name} ({why})." for name, why in result["missing"].items()]
@@ -152,7 +155,8 @@ def _served(
     if engine is not None:
         share = engine["cached"]["cached_token_share"]
         rows[f"the engine, {share:.1%} cached"] = engine["cached"]
-        rows["the engine, cold"] = engine["cold"]
+        if "cold" in engine:
+            rows["the engine, cold"] = engine["cold"]
     if peer is not None:
         name = f"transformers {peer['version']}, {peer['attention']}"
         rows[f"{name} (it caches nothing between turns for this model)"] = peer

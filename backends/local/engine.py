@@ -24,12 +24,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import structlog
-import torch
 
 from backends.errors import BackendError, BackendErrorCode
 from backends.local.commands import Cancel, Forget, Prefetch, Retire, Stop
 from backends.local.generation import Generation
-from backends.local.model import Chunk
+from backends.local.model import chunks_of
 from backends.local.paged import SequenceKV, pages_needed
 from backends.local.prefix import Whose
 from backends.local.request import State
@@ -312,7 +311,7 @@ class Engine:
         return True
 
     def _compute(self, plan: Plan) -> None:
-        slices, drafts, chunks = [], [], []
+        slices, drafts, parts = [], [], []
         ids: list[int] = []
         for piece, guesses in zip(plan.slices, self._draft(plan), strict=True):
             kv, tokens = self._live[piece.request.id].kv, piece.request.tokens
@@ -330,13 +329,13 @@ class Engine:
             ids += new
             slices.append(piece)
             drafts.append(draft)
-            chunks.append((kv, len(new), 1 + len(draft)))
+            parts.append((kv, len(new), 1 + len(draft)))
         if not slices:
             return
         plan = replace(plan, slices=tuple(slices))
         began = self._clock()
         try:
-            rows = iter(self._decoder.fetch(self._decoder.forward(_chunks(chunks, ids))))
+            rows = iter(self._decoder.fetch(self._decoder.forward(chunks_of(parts, ids))))
         except Exception:
             log.exception("forward_failed", requests=len(plan.slices), tokens=plan.token_count)
             for piece in plan.slices:
@@ -447,11 +446,3 @@ class Engine:
         added = {name: getattr(self._stats, name) + count for name, count in more.items()}
         held = len(self._scheduler.queued), len(self._scheduler.running)
         self._stats = replace(self._stats, queued=held[0], running=held[1], **added)
-
-
-def _chunks(parts: Sequence[tuple[SequenceKV, int, int]], ids: list[int]) -> list[Chunk]:
-    """One chunk a sequence, its length and its wanted rows; their tokens laid end to end."""
-    tokens = torch.split(torch.tensor(ids), [count for _, count, _ in parts])
-    return [
-        Chunk(kv, new, wanted=wanted) for (kv, _, wanted), new in zip(parts, tokens, strict=True)
-    ]

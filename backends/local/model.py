@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from backends.local.sampling import Row
     from kvstore.device import DeviceTier
 
-__all__ = ["Chunk", "Decoder", "DeviceChoice", "random_weights"]
+__all__ = ["Chunk", "Decoder", "DeviceChoice", "chunks_of", "random_weights"]
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 
@@ -54,6 +54,17 @@ class Chunk:
     kv: SequenceKV
     tokens: Tensor
     wanted: int = 1
+
+
+def chunks_of(parts: Sequence[tuple[SequenceKV, int, int]], ids: Sequence[int]) -> list[Chunk]:
+    """A chunk for each sequence, its count of tokens and its wanted rows.
+
+    `ids`: the tokens of all of them, laid end to end, which one tensor holds.
+    """
+    tokens = torch.split(torch.tensor(ids), [count for _, count, _ in parts])
+    return [
+        Chunk(kv, new, wanted=wanted) for (kv, _, wanted), new in zip(parts, tokens, strict=True)
+    ]
 
 
 class Decoder:

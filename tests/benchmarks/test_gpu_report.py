@@ -21,7 +21,7 @@ def _result() -> dict[str, Any]:
     product = {"rows": 64, "outputs": 2, "inputs": 3, "seconds": 1e-5}
     product |= {"share_of_bandwidth": 0.61, "share_of_int8_rate": 0.12}
     served = {"seconds": 3.0, "reply_tokens_a_second": 1.0, "all_tokens_a_second": 2.0}
-    served |= {"ttft_p50_s": 0.5, "ttft_p99_s": 0.9}
+    served |= {"ttft_p50_s": 0.5, "ttft_p99_s": 0.9, "conversations": 256}
     return {
         "smoke": False,
         "missing": {"peer": "RuntimeError: gone"},
@@ -75,6 +75,19 @@ def test_measured(folder: Path) -> None:
     assert "Nothing yet" not in page
     bars = ElementTree.fromstring((folder / "ladder.svg").read_text()).findall(f"{SVG}rect")
     assert len(bars) == 1 + 2 * len(computed_rows())
+
+
+def test_runs_are_put_together(folder: Path) -> None:
+    """Parts that several runs measured come onto one page, in their order."""
+    whole = _result()
+    runs = [
+        {"smoke": False, "missing": {}, "ladder": whole["ladder"]},
+        {"smoke": False, "missing": {}, "serve": whole["serve"]},
+    ]
+    (folder / "ladder.json").write_text(json.dumps({"runs": runs}))
+    main(["--docs", str(folder)])
+    page = (folder / "ladder.md").read_text()
+    assert page.index("Missing: + a rung") < page.index("### 256 conversations at once")
 
 
 def test_smoke_run_is_refused(folder: Path) -> None:

@@ -95,10 +95,10 @@ def test_uncached() -> None:
 
 
 def test_rungs_add_one_technique_each() -> None:
-    """No rung takes back what the one before has, and each of the last three adds one thing."""
-    assert [rung.shape for rung in RUNGS] == ["mha", "mqa", "local", "cai", "cai", "cai", "cai"]
-    had = [rung.int8 + rung.cached + rung.continuous for rung in RUNGS]
-    assert had == [0, 0, 0, 0, 1, 2, 3]
+    """No rung takes back what the one before has, and each of the last four adds one thing."""
+    assert [rung.shape for rung in RUNGS] == ["mha", "mqa", "local", *["cai"] * 5]
+    had = [rung.int8 + rung.narrow + rung.cached + rung.continuous for rung in RUNGS]
+    assert had == [0, 0, 0, 0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("even", [False, True])
