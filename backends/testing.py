@@ -136,6 +136,39 @@ class BackendContract:
         assert 0 < short < long
         assert await backend.count([]) == ()
 
+    async def test_hints_change_no_reply(self, backend: Backend) -> None:
+        """Prefetch and retire return, also of a chat nobody knows, and the reply is the same."""
+        await backend.start()
+        before, _ = await speak(backend.stream(turn()))
+        async with asyncio.timeout(CLOSE_WITHIN):
+            await backend.prefetch(turn("And then?"))
+            await backend.prefetch(turn(id="unknown"))
+            await backend.retire(turn().tenant, turn().conversation)
+            await backend.retire(turn().tenant, "nobody's")
+        after, _ = await speak(backend.stream(turn()))
+        assert after == before
+
+    async def test_hints_never_raise(self, backend: Backend) -> None:
+        """Not before the start, and not after the end."""
+        await backend.prefetch(turn())
+        await backend.retire(turn().tenant, turn().conversation)
+        await backend.start()
+        await backend.aclose()
+        await backend.prefetch(turn())
+        await backend.retire(turn().tenant, turn().conversation)
+
+    async def test_forgotten_is_gone(self, backend: Backend) -> None:
+        """What was deleted of an owner is not found a second time, and the chat can go on."""
+        await backend.start()
+        before, _ = await speak(backend.stream(turn()))
+        owner = f"conversation:{turn().conversation}"
+        assert await backend.forget(turn().tenant, owner) >= 0
+        assert await backend.forget(turn().tenant, owner) == 0
+        after, _ = await speak(backend.stream(turn()))
+        assert after == before
+        assert await backend.forget(turn().tenant, None) >= 0
+        assert await backend.forget(turn().tenant, None) == 0
+
     async def test_aclose_ends_it(self, backend: Backend) -> None:
         """After aclose (twice) a turn is refused with a BackendError and status says down."""
         await backend.start()
