@@ -300,7 +300,10 @@ def test_any_values(data: dict[str, JsonValue], wrapped: bool) -> None:
     assert sorted(paths) == sorted(expected)
     written = write_card(imported.persona)
     again = read_card(written, id="x")
-    assert set(data) - {"spec"} <= set(json.loads(written)["data"])
+    without = {"spec"}
+    if data.get("character_book") is None:
+        without.add("character_book")  # no book is no key: readers take null for a broken one
+    assert set(data) - without <= set(json.loads(written)["data"])
     assert not again.report.dropped
     assert write_card(again.persona) == written
     assert replace(again.persona, card={}, revision="") == replace(
