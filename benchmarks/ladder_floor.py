@@ -50,7 +50,7 @@ def floor(rung: Rung, size: str, traffic: Traffic, card: Card, most: int = 4096)
     # 14-bit activations meet int8 weights as two 8-bit digits: two products.
     rate = card.half_rate
     if rung.int8:
-        rate = card.int8_rate if rung.narrow else card.int8_rate / 2  # two digits of 14 bits
+        rate = card.int8_rate if rung.narrow else card.int8_rate / 2
     new = traffic.uncached if rung.cached else traffic.prompt
     work = new * _linear(config) + _attention(config, traffic.prompt - new, traffic.prompt)
     middle = traffic.prompt + traffic.reply // 2

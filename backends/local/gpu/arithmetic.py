@@ -37,6 +37,12 @@ def round_even(x):
 
 
 @triton.jit
+def _bits(x):
+    """The whole number nearest to x, and 0x4B400000 more: int32."""
+    return (x + 12582912.0).to(tl.int32, bitcast=True)
+
+
+@triton.jit
 def halves_sum(x, ROWS: tl.constexpr, SIZE: tl.constexpr, LEVELS: tl.constexpr):
     """Sums rows of x [ROWS, SIZE] as `reference.halves_sum` does; SIZE = 2**LEVELS; [ROWS]."""
     for level in tl.static_range(LEVELS):
@@ -47,8 +53,7 @@ def halves_sum(x, ROWS: tl.constexpr, SIZE: tl.constexpr, LEVELS: tl.constexpr):
 @triton.jit
 def whole_sum(x, SIZE: tl.constexpr):
     """Sums rows of x [ROWS, SIZE] as `reference.whole_sum` does; [ROWS]."""
-    bits = (x * 4194304.0 + 12582912.0).to(tl.int32, bitcast=True)
-    return (tl.sum(bits - 0x4B400000, axis=1)).to(tl.float32) * (1 / 4194304)
+    return tl.sum(_bits(x * 4194304.0) - 0x4B400000, axis=1).to(tl.float32) * (1 / 4194304)
 
 
 @triton.jit
@@ -93,7 +98,7 @@ def inverse_of(largest, max_code):
 @triton.jit
 def codes_of(x, inverse):
     """The whole numbers nearest to x * inverse, int32."""
-    return (x * inverse + 12582912.0).to(tl.int32, bitcast=True) - 0x4B400000
+    return _bits(x * inverse) - 0x4B400000
 
 
 @triton.jit
@@ -140,9 +145,7 @@ def half_digits(x, inverse, PACKED: tl.constexpr):
 
     See `wide_dot` for the sign.
     """
-    bits = (x * inverse + 12582912.0).to(
-        tl.int32, bitcast=True
-    )  # the code is in the last two bytes
+    bits = _bits(x * inverse)  # the code is in the last two bytes
     if PACKED:
         return tl.inline_asm_elementwise(
             """

@@ -103,10 +103,10 @@ def decode_spans(
     D: tl.constexpr,
     SIZE: tl.constexpr,
     PIECE: tl.constexpr,  # dimensions that are in shared memory at a time
+    ROWS: tl.constexpr,  # DECODE_HEADS
     PACKED: tl.constexpr,
 ):
     """One span's own result for a sequence that has one new token."""
-    ROWS: tl.constexpr = 16
     GROUPS: tl.constexpr = (G + ROWS - 1) // ROWS
     b = tl.program_id(0)
     kv_head = tl.program_id(1) // GROUPS

@@ -323,6 +323,7 @@ class Launches:
             WINDOW=window,
             P=reads,
             PIECE=min(64, self._dim),
+            ROWS=attention.DECODE_HEADS,
             PACKED=self._packed,
             num_warps=4,
             maxnreg=_DECODE_REGISTERS,

@@ -199,6 +199,7 @@ def test_decode_attention_is_the_reference_s(
         D=dim,
         SIZE=size,
         PIECE=piece,
+        ROWS=attention.DECODE_HEADS,
         PACKED=device != "cpu",
         enable_fp_fusion=False,
     )
