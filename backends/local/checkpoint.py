@@ -16,6 +16,7 @@ from backends.local.model_config import ModelConfig
 from backends.local.packaged import MANIFEST, verify
 from backends.local.profile import PROFILES, Profile, detect_profile
 from backends.local.quantize import quantize
+from backends.local.smoothing import SAMPLE
 from backends.local.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -75,17 +76,18 @@ def load(
             raise WeightsDamaged(f"{path}: {wrong}")
         manifest = _read_object(path / MANIFEST)
     files = _weight_files(path)
-    if numerics == "int8":
-        # The mapped weights are gone before the quantised ones are packed: less memory at once.
-        quantized = quantize(config, _read_tensors(path, files, config))
-        decoder = Decoder.of(quantized, kernels, device=device, context=context)
-    else:
-        decoder = Decoder.float32(config, _read_tensors(path, files, config))
     tokenizer = Tokenizer.load(path)
     if tokenizer.vocab_size > config.vocab_size:
         raise WeightsDamaged(
             f"{path}: tokenizer of {tokenizer.vocab_size} ids for a model of {config.vocab_size}"
         )
+    if numerics == "int8":
+        # The mapped weights are gone before the quantised ones are packed: less memory at once.
+        sample = tokenizer.encode_text(SAMPLE)
+        quantized = quantize(config, _read_tensors(path, files, config), sample)
+        decoder = Decoder.of(quantized, kernels, device=device, context=context)
+    else:
+        decoder = Decoder.float32(config, _read_tensors(path, files, config))
     profile = _profile(path, manifest, tokenizer)
     return LoadedModel(
         config=config,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from backends.local.kernels import reference
 from backends.local.kernels.pages import places
 from backends.local.layers import RopeTables
-from backends.local.quantize import NUMERICS, as_float
+from backends.local.quantize import as_float
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,11 +27,11 @@ class Int8Steps:
     """
 
     kv_dtype: KVDtype = "int8"
-    numerics = NUMERICS
     device = "cpu"
     row_budget = 1
 
     def __init__(self, model: QuantModel) -> None:
+        self.numerics = model.numerics
         self._model = as_float(model)
         self._ropes = RopeTables(model.config)
         self._places = places(model.config.kv_layout("int8"))
@@ -44,7 +44,7 @@ class Int8Steps:
             for cos, sin in self._ropes.upto(batch.end)
         ]
         x = reference.embed(
-            batch.tokens, model.embedding.codes, model.embedding.scale, config.embed_scale
+            batch.tokens, model.embedding.codes, model.embedding.scale, model.embed_factor
         )
         for index, layer in enumerate(model.layers):
             h = self._attention(index, layer, x, batch, ropes[self._ropes.of(layer.spec)])

@@ -1,8 +1,9 @@
 """From float32 weights to int8: one scale per output channel, projections of one input fused.
 
-Activations are quantised while the model runs, by row, to `max_code` (docs/engine.md says why they
-are wider than 8 bits). Deterministic: the same weights give the same codes, and `NUMERICS` names
-the whole scheme, so that KV made under another one is never taken for its own.
+Activations are quantised while the model runs, by row, to `max_code`: 8 bits behind a norm, whose
+loud channels were smoothed, and behind attention; 14 bits behind the gate (docs/engine.md says what
+each costs). `QuantModel.numerics` names the whole scheme, so that KV made under another one is
+never taken for its own.
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from backends.local.layers import fuse
+from backends.local.layers import Layer, fuse
+from backends.local.smoothing import find_smoothing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
-    from backends.local.layers import Layer
     from backends.local.model_config import ModelConfig
 
 __all__ = [
+    "NARROW",
     "NUMERICS",
     "QuantLinear",
     "QuantModel",
@@ -32,10 +34,14 @@ __all__ = [
     "quantize",
 ]
 
-NUMERICS = "w8a14kv8.2"
+NUMERICS = "w8a8kv8.3"
 """The arithmetic of the int8 engine; part of the KV space. Raise it when any result changes."""
 
+NARROW = 127
+"""Activation codes of 8 bits."""
+
 _WIDEST = 8191  # 14 bits
+_SAMPLE_LEN = 256
 _SLAB = 1 << 22  # weights quantised at once, so that a large table needs no float32 copy
 
 
@@ -53,13 +59,24 @@ class QuantLinear:
 
 @dataclass(frozen=True, slots=True)
 class QuantModel:
-    """A whole decoder. `embedding` and `head` are one object when the weights are tied."""
+    """A whole decoder. `embedding` and `head` are one object when the weights are tied.
+
+    `embed_factor`: float32 [hidden], what an embedding's codes times their scale are multiplied
+    with. `smoothing` names the factors that were moved between norms and products.
+    """
 
     config: ModelConfig
     embedding: QuantLinear
+    embed_factor: Tensor
     head: QuantLinear
     norm: Tensor
     layers: tuple[Layer[QuantLinear], ...]
+    smoothing: str = "none"
+
+    @property
+    def numerics(self) -> str:
+        """The name of the arithmetic: models of equal weights and name give the same bits."""
+        return f"{NUMERICS}/{self.smoothing}"
 
 
 def max_code(inputs: int) -> int:
@@ -68,15 +85,47 @@ def max_code(inputs: int) -> int:
 
 
 @torch.inference_mode()
-def quantize(config: ModelConfig, weights: Mapping[str, Tensor]) -> QuantModel:
-    """The int8 model of float32 `weights`, named and shaped by `config.tensor_shapes()`."""
-    embedding = _linear([weights["model.embed_tokens.weight"]])
+def quantize(
+    config: ModelConfig, weights: Mapping[str, Tensor], sample: Sequence[int] | None = None
+) -> QuantModel:
+    """The int8 model of float32 `weights`, named and shaped by `config.tensor_shapes()`.
+
+    `sample`: token ids of a little text, by which channels are smoothed; without one, ids from all
+    over the vocabulary.
+    """
+    if not sample:
+        sample = [at * config.vocab_size // _SAMPLE_LEN for at in range(_SAMPLE_LEN)]
+    smoothing = find_smoothing(config, weights, sample)
+    table, factor = weights["model.embed_tokens.weight"], torch.tensor(config.embed_scale)
+    tied = config.tie_embeddings
+    embedding = _linear([table], smoothing.head if tied else None, NARROW)
     return QuantModel(
         config=config,
         embedding=embedding,
-        head=embedding if config.tie_embeddings else _linear([weights["lm_head.weight"]]),
-        norm=weights["model.norm.weight"] + config.norm_offset,
-        layers=tuple(fuse(config, weights, at, _linear) for at in range(len(config.layers))),
+        # The head's table is the embedding's, with the head's factors in it.
+        embed_factor=factor / smoothing.head if tied else factor.repeat(config.hidden_size),
+        head=embedding if tied else _linear([weights["lm_head.weight"]], smoothing.head, NARROW),
+        norm=(weights["model.norm.weight"] + config.norm_offset) / smoothing.head,
+        layers=tuple(
+            _layer(fuse(config, weights, at, list), smoothing.qkv[at], smoothing.gate_up[at])
+            for at in range(len(config.layers))
+        ),
+        smoothing=smoothing.digest(),
+    )
+
+
+def _layer(layer: Layer[list[Tensor]], qkv: Tensor, gate_up: Tensor) -> Layer[QuantLinear]:
+    return Layer(
+        spec=layer.spec,
+        qkv=_linear(layer.qkv, qkv, NARROW),
+        out=_linear(layer.out, None, NARROW),
+        gate_up=_linear(layer.gate_up, gate_up, NARROW),
+        down=_linear(layer.down, None, _WIDEST),
+        before_attention=layer.before_attention / qkv,
+        before_mlp=layer.before_mlp / gate_up,
+        qk_norm=layer.qk_norm,
+        after_attention=layer.after_attention,
+        after_mlp=layer.after_mlp,
     )
 
 
@@ -87,16 +136,15 @@ def as_float(model: QuantModel) -> QuantModel:
 
 def narrowed(model: QuantModel) -> QuantModel:
     """The same model with activations of 8 bits: for one that was trained with them."""
-    return _each_linear(model, lambda linear: replace(linear, max_code=127))
+    return _each_linear(model, lambda linear: replace(linear, max_code=NARROW))
 
 
 def _each_linear(model: QuantModel, convert: Callable[[QuantLinear], QuantLinear]) -> QuantModel:
     embedding = convert(model.embedding)
-    return QuantModel(
-        config=model.config,
+    return replace(
+        model,
         embedding=embedding,
         head=embedding if model.head is model.embedding else convert(model.head),
-        norm=model.norm,
         layers=tuple(
             replace(
                 layer,
@@ -110,8 +158,8 @@ def _each_linear(model: QuantModel, convert: Callable[[QuantLinear], QuantLinear
     )
 
 
-def _linear(weights: Sequence[Tensor]) -> QuantLinear:
-    """Quantises weights [N_i, K] and stacks them by outputs."""
+def _linear(weights: Sequence[Tensor], factor: Tensor | None, widest: int) -> QuantLinear:
+    """Quantises weights [N_i, K], times `factor` [K], and stacks them by outputs."""
     inputs = weights[0].shape[1]
     outputs = sum(weight.shape[0] for weight in weights)
     codes = torch.empty((outputs, inputs), dtype=torch.int8)
@@ -120,8 +168,9 @@ def _linear(weights: Sequence[Tensor]) -> QuantLinear:
     for weight in weights:
         for slab in torch.split(weight, max(1, _SLAB // inputs)):
             rows = slice(at, at + slab.shape[0])
+            slab = slab if factor is None else slab * factor
             scale[rows] = slab.abs().amax(1) * (1 / 127)
             divisor = torch.where(scale[rows] > 0, scale[rows], 1.0).unsqueeze(1)
             codes[rows] = torch.round(slab / divisor).clamp_(-127, 127).to(torch.int8)
             at = rows.stop
-    return QuantLinear(codes, scale, max_code(inputs))
+    return QuantLinear(codes, scale, min(widest, max_code(inputs)))

@@ -23,7 +23,7 @@ import torch
 from backends.local.errors import UnsupportedModel
 from backends.local.layers import Layer
 from backends.local.model_config import LayerSpec, ModelConfig
-from backends.local.quantize import QuantLinear, QuantModel, max_code
+from backends.local.quantize import NARROW, QuantLinear, QuantModel, max_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -176,11 +176,22 @@ def int8_model(config: ModelConfig, seed: int, device: str = "cpu") -> QuantMode
         codes = torch.empty((outputs, inputs), dtype=torch.int8, device=device)
         codes.random_(-127, 128, generator=generator)
         scale = torch.empty(outputs, device=device).uniform_(0.8, 1.2, generator=generator)
-        return QuantLinear(codes, scale / (_UNIFORM_STD * math.sqrt(inputs)), max_code(inputs))
+        return QuantLinear(codes, scale / (_UNIFORM_STD * math.sqrt(inputs)), NARROW)
 
     embedding = draw(config.vocab_size, config.hidden_size)
-    layers = _layers(config, draw, generator)
-    return QuantModel(config, embedding, embedding, _norm(config.hidden_size, generator), layers)
+    # As `quantize` does: 8 bits everywhere but behind the gate.
+    layers = tuple(
+        replace(layer, down=replace(layer.down, max_code=max_code(config.intermediate_size)))
+        for layer in _layers(config, draw, generator)
+    )
+    return QuantModel(
+        config=config,
+        embedding=embedding,
+        embed_factor=torch.full((config.hidden_size,), config.embed_scale, device=device),
+        head=embedding,
+        norm=_norm(config.hidden_size, generator),
+        layers=layers,
+    )
 
 
 def half_model(

@@ -10,7 +10,6 @@ import torch
 
 from backends.local.int8 import Int8Steps
 from backends.local.kernels.cpu import CpuSteps
-from backends.local.quantize import NUMERICS
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -36,11 +35,11 @@ class WarmingSteps:
     """
 
     kv_dtype: KVDtype = "int8"
-    numerics = NUMERICS
     device = "cpu"
     row_budget = 1
 
     def __init__(self, model: QuantModel, compiled: Future[CpuKernels | None]) -> None:
+        self.numerics = model.numerics
         self._steps: Steps = Int8Steps(model)
         self._packing = threading.Thread(
             target=self._pack, args=(model, compiled), name="pack-weights", daemon=True

@@ -17,7 +17,6 @@ from backends.local.gpu.launches import Launches, Scratch, spans_read
 from backends.local.gpu.shapes import Floor, Numbers, Shape, shape_of
 from backends.local.kernels.pages import PAGE_TOKENS
 from backends.local.layers import RopeTables
-from backends.local.quantize import NUMERICS, QuantModel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
     from backends.local.kernels.batch import Batch
     from backends.local.model_config import KVDtype
-    from backends.local.quantize import QuantLinear
+    from backends.local.quantize import QuantLinear, QuantModel
 
 __all__ = ["GpuSteps", "on_device"]
 
@@ -60,7 +59,14 @@ def on_device(model: QuantModel, device: torch.device | str) -> QuantModel:
         for layer in model.layers
     )
     head = embedding if model.head is model.embedding else linear(model.head)
-    return QuantModel(model.config, embedding, head, model.norm.to(device), layers)
+    return replace(
+        model,
+        embedding=embedding,
+        embed_factor=model.embed_factor.to(device).contiguous(),
+        head=head,
+        norm=model.norm.to(device),
+        layers=layers,
+    )
 
 
 class GpuSteps:
@@ -72,7 +78,6 @@ class GpuSteps:
     """
 
     kv_dtype: KVDtype = "int8"
-    numerics = NUMERICS
     row_budget = 1  # a captured step has one row a sequence
 
     def __init__(
@@ -84,6 +89,7 @@ class GpuSteps:
         graphs: bool = True,
     ) -> None:
         self.device = str(device)
+        self.numerics = model.numerics
         self._device = torch.device(device)
         self._model = on_device(model, self._device)
         on_cuda = self._device.type == "cuda"

@@ -15,7 +15,6 @@ import torch
 from backends.local.int8 import Int8Steps
 from backends.local.kernels.batch import Batch
 from backends.local.kernels.pages import PAGE_TOKENS, GroupTable
-from backends.local.quantize import QuantLinear, QuantModel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from backends.local.gpu.steps import GpuSteps
+    from backends.local.quantize import QuantLinear, QuantModel
 
 __all__ = ["differences", "excerpt", "trusted_steps"]
 
@@ -95,9 +95,11 @@ def excerpt(model: QuantModel) -> QuantModel:
         )
     rows = min(_VOCABULARY, config.vocab_size)
     embedding = _host(model.embedding, rows)
-    return QuantModel(
+    return replace(
+        model,
         config=replace(config, vocab_size=rows, layers=tuple(layer.spec for layer in layers)),
         embedding=embedding,
+        embed_factor=model.embed_factor.cpu(),
         head=embedding if model.head is model.embedding else _host(model.head, rows),
         norm=model.norm.cpu(),
         layers=tuple(layers),

@@ -203,12 +203,12 @@ inline float weigh(float* score, float scale, const float* k_scale, const float*
   }
   *sum = float(add_lanes(total)) * (1.0f / 4194304.0f);
   float most = max_lane(widest);
-  const __m256 inverse = _mm256_set1_ps(most > kTiny ? float(kWide) / most : 0.0f);
+  const __m256 inverse = _mm256_set1_ps(most > kTiny ? float(kWeightCode) / most : 0.0f);
   for (int s = begin; s < end; s += 16)
     _mm256_store_si256(reinterpret_cast<__m256i*>(codes + s),
                        to_codes(_mm256_mul_ps(_mm256_load_ps(score + s), inverse),
                                 _mm256_mul_ps(_mm256_load_ps(score + s + 8), inverse)));
-  return most * float(1.0 / kWide);
+  return most * float(1.0 / kWeightCode);
 }
 
 // One span for all queries; `first_key` is the position of its first token. Every query here sees

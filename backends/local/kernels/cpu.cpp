@@ -24,10 +24,10 @@ struct Layer {
 
 struct Model {
   Linear embedding, head;
-  const float* norm;
+  const float *norm, *embed_factor;
   const Layer* layers;
   int32_t layer_count, hidden, q_heads, kv_heads, head_dim, inner, vocab, gelu;
-  float eps, embed_scale, attention_scale;
+  float eps, attention_scale;
 };
 
 struct Group {
@@ -189,7 +189,7 @@ class Step {
     const int8_t* block = e.weight + int64_t(id / kBlock) * kBlock * e.k + id % kBlock * 2;
     float* x = mine.x + int64_t(t) * m_.hidden;
     for (int d = 0; d < m_.hidden; ++d)
-      x[d] = float(block[d / 2 * 32 + d % 2]) * e.scale[id] * m_.embed_scale;
+      x[d] = float(block[d / 2 * 32 + d % 2]) * e.scale[id] * m_.embed_factor[d];
   }
 
   // Row `to` of the activation codes: row t normed, then quantised for `next`.
@@ -286,7 +286,7 @@ class Step {
     }
     if (h < m_.q_heads) {
       int64_t at = int64_t(t) * m_.q_heads + h;
-      s_.q_scale[at] = quantize_row(x, dim, kWide, s_.q_codes + at * dim) * m_.attention_scale;
+      s_.q_scale[at] = quantize_row(x, dim, kQueryCode, s_.q_codes + at * dim) * m_.attention_scale;
       return;
     }
     bool value = h >= keys_end;

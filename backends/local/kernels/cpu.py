@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 from backends.local.kernels.pages import places
 from backends.local.layers import RopeTables
-from backends.local.quantize import NUMERICS, QuantLinear
+from backends.local.quantize import QuantLinear
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -167,6 +167,7 @@ class _Model(ctypes.Structure):
         ("embedding", _Linear),
         ("head", _Linear),
         ("norm", ctypes.c_void_p),
+        ("embed_factor", ctypes.c_void_p),
         ("layers", ctypes.POINTER(_Layer)),
         *(
             (name, ctypes.c_int32)
@@ -181,7 +182,7 @@ class _Model(ctypes.Structure):
                 "gelu",
             )
         ),
-        *((name, ctypes.c_float) for name in ("eps", "embed_scale", "attention_scale")),
+        *((name, ctypes.c_float) for name in ("eps", "attention_scale")),
     ]
 
 
@@ -257,12 +258,12 @@ class CpuSteps:
     """
 
     kv_dtype: KVDtype = "int8"
-    numerics = NUMERICS
     device = "cpu"
     row_budget = 4  # one reading of the weights feeds them all
 
     def __init__(self, model: QuantModel, kernels: CpuKernels) -> None:
         config = model.config
+        self.numerics = model.numerics
         self._config = config
         self._kernels = kernels
         self._keep: list[object] = []  # what the structs below point into
@@ -279,6 +280,7 @@ class CpuSteps:
             embedding,
             embedding if tied else self._linear(model.head),
             self._address(model.norm),
+            self._address(model.embed_factor),
             layers,
             len(layers),
             config.hidden_size,
@@ -289,7 +291,6 @@ class CpuSteps:
             config.vocab_size,
             config.activation == "gelu_tanh",
             config.rms_eps,
-            config.embed_scale,
             config.attention_scale,
         )
         self._scratch = torch.empty(0, dtype=torch.uint8)

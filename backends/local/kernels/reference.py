@@ -40,8 +40,8 @@ __all__ = [
     "write_kv",
 ]
 
-WIDE = 127 * 256 + 127
-"""Codes of queries and of attention weights: two signed 8-bit digits. KV and weights have one."""
+QUERY_CODE, WEIGHT_CODE = 127, 255
+"""The widest codes of queries, signed, and of attention weights, which are never negative."""
 
 _TINY = 1e-30
 """Rows whose largest value is at most this are all zeros to `quantize_rows`."""
@@ -117,8 +117,11 @@ def _whole_matmul(rows: Tensor, codes: Tensor) -> Tensor:
     return total.float()
 
 
-def embed(tokens: Tensor, codes: Tensor, scale: Tensor, factor: float) -> Tensor:
-    """The embeddings [T, hidden] of `tokens` [T]; codes: float32 [V, hidden]; scale: [V]."""
+def embed(tokens: Tensor, codes: Tensor, scale: Tensor, factor: Tensor) -> Tensor:
+    """The embeddings [T, hidden] of `tokens` [T].
+
+    codes: float32 [V, hidden]; scale: [V]; factor: [hidden].
+    """
     index = tokens.long()
     return codes[index] * scale[index].unsqueeze(-1) * factor
 
@@ -228,7 +231,7 @@ class _Softmax:
         self, q: Tensor, kv_heads: int, positions: Tensor, reach: int, scale: float
     ) -> None:
         count, q_heads, dim = q.shape
-        codes, q_scale = quantize_rows(q, WIDE)
+        codes, q_scale = quantize_rows(q, QUERY_CODE)
         self._codes = codes.double().view(count, kv_heads, -1, dim).transpose(0, 1)  # [Hkv,T,G,D]
         self._scale = (q_scale * scale).view(count, kv_heads, -1).transpose(0, 1)  # [Hkv, T, G]
         self._positions = positions
@@ -252,7 +255,7 @@ class _Softmax:
         largest = torch.where(seen, scores, -torch.inf).amax(-1)
         weights = torch.where(seen, exp(scores - largest.unsqueeze(-1)), 0.0)
         total = whole_sum(weights)
-        codes, step = quantize_rows(torch.where(seen, weights * v_scales, 0.0), WIDE)
+        codes, step = quantize_rows(torch.where(seen, weights * v_scales, 0.0), WEIGHT_CODE)
         values = torch.einsum("htgs,shd->htgd", codes.double(), v.double()).float()
         values = values * step.unsqueeze(-1)
 

@@ -11,7 +11,7 @@
 namespace greenroom {
 
 constexpr int kPage = 64;        // tokens of a KV page
-constexpr int kWide = 32639;     // codes of queries and attention weights: two signed digits
+constexpr int kQueryCode = 127, kWeightCode = 255;  // the widest of queries and of attention weights
 constexpr float kTiny = 1e-30f;  // rows no larger than this are zeros
 
 #define GREENROOM_INLINE inline __attribute__((always_inline))

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backends.local.layers import fuse
 from backends.local.model import random_weights
 from backends.local.model_config import ModelConfig
 from backends.local.quantize import QuantLinear, max_code, quantize
@@ -20,15 +21,21 @@ def back(linear: QuantLinear) -> torch.Tensor:
 
 
 def test_every_weight_is_within_half_a_step() -> None:
-    """Fused q, k, v and gate, up come back in order, each to half its row's step."""
+    """Fused q, k, v and gate, up come back in order, each to half its row's step.
+
+    What smoothing moved into them is what the norm before them lost.
+    """
     weights = random_weights(CONFIG, 0)
     layer = quantize(CONFIG, weights).layers[1]
-    for linear, names in (
-        (layer.qkv, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-        (layer.gate_up, ("mlp.gate_proj", "mlp.up_proj")),
-        (layer.down, ("mlp.down_proj",)),
+    exact_layer = fuse(CONFIG, weights, 1, torch.cat)
+    qkv = exact_layer.before_attention / layer.before_attention
+    gate_up = exact_layer.before_mlp / layer.before_mlp
+    for linear, exact in (
+        (layer.qkv, exact_layer.qkv * qkv),
+        (layer.gate_up, exact_layer.gate_up * gate_up),
+        (layer.out, exact_layer.out),
+        (layer.down, exact_layer.down),
     ):
-        exact = torch.cat([weights[f"model.layers.1.{name}.weight"] for name in names])
         assert int(linear.codes.abs().max()) == 127
         assert bool(((back(linear) - exact).abs() <= 0.5001 * linear.scale.unsqueeze(1)).all())
 
