@@ -57,14 +57,14 @@ constexpr int kAlone = 4;       // up to so many rows, every thread does all wor
 // costs less than to wait for the others.
 struct Mine {
   float *x, *mixed, *row_scale, *work;
-  int16_t* codes;
+  uint8_t* codes;
 };
 
 struct Buffers {
   Mine mine;  // the first thread's; `each` bytes further the next one's
   int64_t each;
   float *wide, *narrow, *gated, *q_scale, *partial;
-  int16_t* q_codes;
+  QueryCode* q_codes;
   int32_t *sequence, *first_item;
   int64_t bytes;
 };
@@ -111,7 +111,7 @@ Buffers carve(const Model& m, const Batch& b) {
   carver.take(s.mine.x, rows * m.hidden);
   carver.take(s.mine.mixed, rows * m.q_heads * m.head_dim);
   carver.take(s.mine.row_scale, rows);
-  carver.take(s.mine.codes, rows * longest_row(m));
+  carver.take(s.mine.codes, rows * longest_row(m) * 2);  // at most two bytes a code
   int64_t shared = alone(b) ? 0 : carver.taken();
   carver.take(s.mine.work, work);
   s.each = carver.taken() - shared;
@@ -186,10 +186,9 @@ class Step {
   void embed(const Mine& mine, int t) const {
     const Linear& e = m_.embedding;
     int id = b_.ids[t];
-    const int8_t* block = e.weight + int64_t(id / kBlock) * kBlock * e.k + id % kBlock * 2;
     float* x = mine.x + int64_t(t) * m_.hidden;
     for (int d = 0; d < m_.hidden; ++d)
-      x[d] = float(block[d / 2 * 32 + d % 2]) * e.scale[id] * m_.embed_factor[d];
+      x[d] = float(weight_at(e, id, d)) * e.scale[id] * m_.embed_factor[d];
   }
 
   // Row `to` of the activation codes: row t normed, then quantised for `next`.
@@ -200,21 +199,23 @@ class Step {
   }
 
   void quantise(const Mine& mine, int t, const float* x, const Linear& next) const {
-    mine.row_scale[t] = quantize_row(x, next.k, next.max_code, mine.codes + int64_t(t) * next.k);
+    mine.row_scale[t] = quantize_for(next, x, mine.codes + t * code_bytes(next));
   }
 
   // emit(first output, first row, rows, results) for every block of outputs and tile of rows.
   template <typename Emit>
   void matmul(Team& team, const Mine& mine, const Linear& linear, int count, Emit emit) const {
-    int blocks = padded(linear.n) / kBlock, chunks = (count + kRowChunk - 1) / kRowChunk;
-    int piece = std::clamp(blocks / (team.size() * 8), 1, 64);
-    team.share(blocks * chunks, piece, [&](int u) {
-      int i = u % blocks, row = u / blocks * kRowChunk;
-      Rows x{mine.codes + int64_t(row) * linear.k, mine.row_scale + row, linear.k,
+    int units = (padded(linear.n) / kBlock + kUnitBlocks - 1) / kUnitBlocks;
+    int chunks = (count + kRowChunk - 1) / kRowChunk;
+    int piece = std::clamp(units / (team.size() * 8), 1, 64);
+    team.share(units * chunks, piece, [&](int u) {
+      int row = u / units * kRowChunk;
+      Rows x{mine.codes + row * code_bytes(linear), mine.row_scale + row,
              std::min(kRowChunk, count - row)};
-      block(linear, i, x, [&](int first, int rows, float (*out)[kBlock]) {
-        emit(i * kBlock, row + first, rows, out);
-      });
+      blocks(linear, u % units * kUnitBlocks, x,
+             [&](int index, int first, int rows, float (*out)[kBlock]) {
+               emit(index * kBlock, row + first, rows, out);
+             });
     });
   }
 
@@ -286,7 +287,7 @@ class Step {
     }
     if (h < m_.q_heads) {
       int64_t at = int64_t(t) * m_.q_heads + h;
-      s_.q_scale[at] = quantize_row(x, dim, kQueryCode, s_.q_codes + at * dim) * m_.attention_scale;
+      s_.q_scale[at] = quantize_query(x, dim, s_.q_codes + at * dim) * m_.attention_scale;
       return;
     }
     bool value = h >= keys_end;
@@ -432,6 +433,9 @@ class Step {
 
 }  // namespace
 }  // namespace greenroom
+
+// How many inputs of one output lie together in packed weights.
+extern "C" int32_t greenroom_inputs_together() { return greenroom::kTogether; }
 
 // Bytes of scratch that a batch of this shape needs.
 extern "C" int64_t greenroom_scratch_bytes(const greenroom::Model* model,

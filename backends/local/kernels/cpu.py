@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 from backends.local.kernels.pages import places
 from backends.local.layers import RopeTables
-from backends.local.quantize import QuantLinear
+from backends.local.quantize import NARROW, QuantLinear
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -41,7 +41,17 @@ __all__ = ["CpuKernels", "CpuSteps", "build", "kernel_cache", "start_build", "va
 
 _log = structlog.get_logger()
 
-_SOURCES = ("cpu.cpp", "attention.h", "gemm.h", "team.h", "vector.h")
+_SOURCES = (
+    "cpu.cpp",
+    "attention.h",
+    "attention_avx2.h",
+    "attention_vnni.h",
+    "gemm.h",
+    "gemm_avx2.h",
+    "gemm_vnni.h",
+    "team.h",
+    "vector.h",
+)
 _FLAGS = ("-O3", "-std=c++20", "-shared", "-fPIC", "-fopenmp", "-ffp-contract=off")
 _VARIANTS = {
     "avx512": ("avx2", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
@@ -144,6 +154,7 @@ class _Linear(ctypes.Structure):
     _fields_ = [
         ("weight", ctypes.c_void_p),
         ("scale", ctypes.c_void_p),
+        ("offset", ctypes.c_void_p),
         ("n", ctypes.c_int32),
         ("k", ctypes.c_int32),
         ("max_code", ctypes.c_int32),
@@ -224,6 +235,7 @@ class CpuKernels:
         self.scratch_bytes = library.greenroom_scratch_bytes
         self.scratch_bytes.argtypes = self.forward.argtypes
         self.scratch_bytes.restype = ctypes.c_int64
+        self.inputs_together: int = library.greenroom_inputs_together()
 
     @staticmethod
     def supports(config: ModelConfig) -> bool:
@@ -361,9 +373,11 @@ class CpuSteps:
     def _linear(self, linear: QuantLinear) -> _Linear:
         outputs, inputs = linear.codes.shape
         padding = -outputs % _BLOCK
+        codes = F.pad(linear.codes, (0, 0, 0, padding))
         return _Linear(
-            self._arena.put(_packed(F.pad(linear.codes, (0, 0, 0, padding)))),
+            self._arena.put(_packed(codes, self._kernels.inputs_together)),
             self._address(F.pad(linear.scale, (0, padding))),
+            self._address(_offset(codes, linear.max_code)),
             outputs,
             inputs,
             linear.max_code,
@@ -385,11 +399,21 @@ def _packed_bytes(model: QuantModel) -> int:
     return sum((len(one.scale) + _BLOCK) * one.codes.shape[1] + _LINE for one in linears)
 
 
-def _packed(codes: Tensor) -> Tensor:
-    """Blocks of 16 outputs, pairs of inputs together: [N, K] to [N / 16, K / 2, 16, 2]."""
+def _packed(codes: Tensor, together: int) -> Tensor:
+    """Blocks of 16 outputs, P inputs of each together: [N, K] to [N / 16, K / P, 16, P]."""
     outputs, inputs = codes.shape
-    blocks = codes.view(outputs // _BLOCK, _BLOCK, inputs // 2, 2)
+    blocks = codes.view(outputs // _BLOCK, _BLOCK, inputs // together, together)
     return blocks.transpose(1, 2).contiguous()
+
+
+def _offset(codes: Tensor, max_code: int) -> Tensor:
+    """What activation codes that are stored higher add to each sum: int32 [N]; gemm_vnni.h.
+
+    It may pass 32 bits, as the sums themselves may on the way, and wraps like them.
+    """
+    higher = 128 if max_code <= NARROW else 8192
+    slabs = torch.split(codes, max(1, (1 << 22) // codes.shape[1]))  # no wide copy of a table
+    return (torch.cat([slab.sum(1, dtype=torch.int64) for slab in slabs]) * higher).to(torch.int32)
 
 
 def _interleaved(gate_up: QuantLinear) -> QuantLinear:

@@ -1,4 +1,4 @@
-// Float arithmetic of the int8 engine on AVX2, each operation as in reference.py and in its order.
+// Float arithmetic of the int8 engine, on AVX2 unless more is there, each operation as in reference.py and in its order.
 // Compiled without contraction: a multiply and an add are two roundings here as in PyTorch.
 #pragma once
 
@@ -11,7 +11,8 @@
 namespace greenroom {
 
 constexpr int kPage = 64;        // tokens of a KV page
-constexpr int kQueryCode = 127, kWeightCode = 255;  // the widest of queries and of attention weights
+// The widest codes of queries, and of attention weights, which have no sign.
+constexpr int kQueryCode = 127, kWeightCode = 255;
 constexpr float kTiny = 1e-30f;  // rows no larger than this are zeros
 
 #define GREENROOM_INLINE inline __attribute__((always_inline))
@@ -33,16 +34,6 @@ GREENROOM_INLINE __m256i broadcast_pair(const int16_t* pair) {
   return out;
 }
 
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-// sum += weight * (the two codes at `pair`, in every lane), in one instruction.
-GREENROOM_INLINE void add_pair_products(__m512i& sum, __m512i weight, const int16_t* pair) {
-  typedef int32_t __attribute__((may_alias)) Pair;
-  asm("vpdpwssd %[pair]%{1to16%}, %[weight], %[sum]"
-      : [sum] "+v"(sum)
-      : [weight] "v"(weight), [pair] "m"(*reinterpret_cast<const Pair*>(pair)));
-}
-#endif
-
 inline __m256 exp8(__m256 x) {
   const __m256 low = _mm256_set1_ps(-86.0f);
   __m256 cut = _mm256_min_ps(_mm256_max_ps(x, low), _mm256_set1_ps(88.0f));
@@ -60,6 +51,34 @@ inline __m256 exp8(__m256 x) {
   y = _mm256_mul_ps(y, _mm256_castsi256_ps(power));
   return _mm256_andnot_ps(_mm256_cmp_ps(x, low, _CMP_LT_OQ), y);
 }
+
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+// e to the x; as exp8.
+GREENROOM_INLINE __m512 exp16(__m512 x) {
+  const __m512 low = _mm512_set1_ps(-86.0f);
+  __m512 cut = _mm512_min_ps(_mm512_max_ps(x, low), _mm512_set1_ps(88.0f));
+  __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(cut, _mm512_set1_ps(1.44269504f)),
+                                  _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __m512 r = _mm512_sub_ps(
+      _mm512_sub_ps(cut, _mm512_mul_ps(n, _mm512_set1_ps(0.693359375f))),
+      _mm512_mul_ps(n, _mm512_set1_ps(-2.12194440e-4f)));
+  __m512 y = _mm512_add_ps(_mm512_mul_ps(r, _mm512_set1_ps(float(1.0 / 720))),
+                           _mm512_set1_ps(float(1.0 / 120)));
+  for (float c : {float(1.0 / 24), float(1.0 / 6), 0.5f, 1.0f, 1.0f})
+    y = _mm512_add_ps(_mm512_mul_ps(y, r), _mm512_set1_ps(c));
+  __m512i power = _mm512_slli_epi32(
+      _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23);
+  y = _mm512_mul_ps(y, _mm512_castsi512_ps(power));
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, low, _CMP_NLT_UQ), y);
+}
+
+// Four bytes in every 32-bit lane.
+GREENROOM_INLINE __m512i broadcast_four(const uint8_t* at) {
+  int32_t four;
+  std::memcpy(&four, at, 4);
+  return _mm512_set1_epi32(four);
+}
+#endif
 
 inline float exp1(float x) { return _mm256_cvtss_f32(exp8(_mm256_set1_ps(x))); }
 

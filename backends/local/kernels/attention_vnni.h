@@ -1,0 +1,256 @@
+// The insides of a span on AVX-512 VNNI: bytes, four at a time (vpdpbusd).
+//
+// Keys are turned, a page at a time, so that four dimensions of 16 keys make a register, and values
+// so that four keys of 16 dimensions do: then no sum crosses lanes. The instruction multiplies bytes
+// without a sign by bytes with one. For scores the keys are stored 128 higher, which adds the same
+// to all dots of a query; for the mix the weights have no sign anyway.
+#pragma once
+
+namespace greenroom {
+
+using QueryCode = int8_t;
+using WeightCode = uint8_t;
+
+constexpr int kAtOnce = 6;  // queries whose sums stay in registers, four each
+
+// Codes of one query head; returns their scale.
+inline float quantize_query(const float* x, int dim, QueryCode* codes) {
+  float largest = largest_abs(x, dim);
+  const __m512 inverse =
+      _mm512_set1_ps(largest > kTiny ? float(kQueryCode) / largest : 0.0f);
+  for (int i = 0; i < dim; i += 16)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i),
+                     _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(
+                         _mm512_mul_ps(_mm512_loadu_ps(x + i), inverse))));
+  return largest * float(1.0 / kQueryCode);
+}
+
+// The bytes [d, d + 64) of a row of `dim`, zeros behind its end.
+GREENROOM_INLINE __m512i load_row(const int8_t* row, int d, int dim) {
+  if (dim - d >= 64) return _mm512_loadu_si512(row + d);
+  return _mm512_maskz_loadu_epi8((uint64_t(1) << (dim - d)) - 1, row + d);
+}
+
+// 16 keys, 128 higher, to columns: turned[d / 4 * 64 + key] holds four dimensions of a key.
+inline void turn_keys(const int8_t* keys, int64_t stride, int dim, int32_t* turned) {
+  const __m512i up = _mm512_set1_epi8(int8_t(0x80));
+  for (int d = 0; d < dim; d += 64) {
+    __m512i r[16], t[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i)
+      r[i] = _mm512_xor_si512(load_row(keys + i * stride, d, dim), up);
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+      t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+      t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {  // r[i + j]: in each quarter q, four keys' column 4 q + j
+      r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+      r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+      r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+      r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    int32_t* to = turned + d / 4 * kPage;
+    auto store = [&](int column, __m512i x) __attribute__((always_inline)) {
+      if (d + column * 4 < dim) _mm512_store_si512(to + column * kPage, x);
+    };
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      __m512i even = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88);
+      __m512i odd = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd);
+      __m512i even_too = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88);
+      __m512i odd_too = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
+      store(j, _mm512_shuffle_i32x4(even, even_too, 0x88));
+      store(8 + j, _mm512_shuffle_i32x4(even, even_too, 0xdd));
+      store(4 + j, _mm512_shuffle_i32x4(odd, odd_too, 0x88));
+      store(12 + j, _mm512_shuffle_i32x4(odd, odd_too, 0xdd));
+    }
+  }
+}
+
+// What keys that are 128 higher add to the dots of a query.
+inline int32_t surplus_of(const QueryCode* q, int dim) {
+  __m512i sum = _mm512_setzero_si512();
+  for (int d = 0; d < dim; d += 64)
+    sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), load_row(q, d, dim));
+  return _mm512_reduce_add_epi32(sum) * 128;
+}
+
+// Dots of N queries with the turned keys of a page, 16 G keys from `turned` on.
+template <int N, int G>
+__attribute__((noinline)) void dots(const QueryCode* const* q, int dim, const int32_t* turned,
+                                    float (*out)[kSpan], int at) {
+  __m512i sum[N][G];
+#pragma GCC unroll 6
+  for (int n = 0; n < N; ++n)
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) sum[n][g] = _mm512_set1_epi32(-surplus_of(q[n], dim));
+  for (int d = 0; d < dim; d += 4, turned += kPage) {
+    __m512i key[G];
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) key[g] = _mm512_load_si512(turned + g * 16);
+#pragma GCC unroll 6
+    for (int n = 0; n < N; ++n) {
+      __m512i four = broadcast_four(reinterpret_cast<const uint8_t*>(q[n] + d));
+#pragma GCC unroll 4
+      for (int g = 0; g < G; ++g) sum[n][g] = _mm512_dpbusd_epi32(sum[n][g], key[g], four);
+    }
+  }
+#pragma GCC unroll 6
+  for (int n = 0; n < N; ++n)
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g)
+      _mm512_store_ps(out[n] + at + g * 16, _mm512_cvtepi32_ps(sum[n][g]));
+}
+
+template <int G, int N = kAtOnce>
+inline void dots_of(int count, const QueryCode* const* q, int dim, const int32_t* turned,
+                    float (*out)[kSpan], int at) {
+  if constexpr (N > 1) {
+    if (count < N) return dots_of<G, N - 1>(count, q, dim, turned, out, at);
+  }
+  dots<N, G>(q, dim, turned, out, at);
+}
+
+// Whole-number dots of all queries with keys [begin, end) of page p of a span, and some beside them.
+inline void score_page(const QueryCode* const* q, int count, int dim, const PageView& page, int p,
+                       int begin, int end, float (*out)[kSpan]) {
+  alignas(64) int32_t turned[kMaxDim / 4 * kPage];
+  int first = begin / 16, last = (end + 15) / 16;
+  for (int g = first; g < last; ++g)
+    turn_keys(page.k + g * 16 * page.stride, page.stride, dim, turned + g * 16);
+  for (int i = 0; i < count; i += kAtOnce) {
+    int rows = std::min(kAtOnce, count - i);
+    if (last - first == 4) {
+      dots_of<4>(rows, q + i, dim, turned, out + i, p * kPage);
+    } else {
+      for (int g = first; g < last; ++g)
+        dots_of<1>(rows, q + i, dim, turned + g * 16, out + i, p * kPage + g * 16);
+    }
+  }
+}
+
+// Values of four keys from row `values` on, interleaved: of every 64 dimensions four registers, in
+// the quarters q of register j the dimensions 16 q + 4 j and on.
+inline void turn_values(const int8_t* values, int64_t stride, int dim, int8_t* turned,
+                        int64_t chunk_bytes) {
+  for (int d = 0; d < dim; d += 64, turned += chunk_bytes) {
+    __m512i a = load_row(values, d, dim), b = load_row(values + stride, d, dim);
+    __m512i c = load_row(values + 2 * stride, d, dim), e = load_row(values + 3 * stride, d, dim);
+    __m512i ab = _mm512_unpacklo_epi8(a, b), ce = _mm512_unpacklo_epi8(c, e);
+    _mm512_store_si512(turned, _mm512_unpacklo_epi16(ab, ce));
+    _mm512_store_si512(turned + 64, _mm512_unpackhi_epi16(ab, ce));
+    ab = _mm512_unpackhi_epi8(a, b), ce = _mm512_unpackhi_epi8(c, e);
+    _mm512_store_si512(turned + 128, _mm512_unpacklo_epi16(ab, ce));
+    _mm512_store_si512(turned + 192, _mm512_unpackhi_epi16(ab, ce));
+  }
+}
+
+// Adds weights times `fours` times four turned values to whole sums of N queries, in 64 dimensions.
+template <int N>
+__attribute__((noinline)) void add_values(const WeightCode (*weights)[kSpan], int at, int fours,
+                                          const int8_t* turned, int32_t* sums, int64_t stride) {
+  __m512i sum[N][4];
+#pragma GCC unroll 6
+  for (int n = 0; n < N; ++n)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) sum[n][j] = _mm512_load_si512(sums + n * stride + j * 16);
+  for (int i = 0; i < fours; ++i, turned += 256) {
+    __m512i value[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) value[j] = _mm512_load_si512(turned + j * 64);
+#pragma GCC unroll 6
+    for (int n = 0; n < N; ++n) {
+      __m512i four = broadcast_four(weights[n] + at + i * 4);
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) sum[n][j] = _mm512_dpbusd_epi32(sum[n][j], four, value[j]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int n = 0; n < N; ++n)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) _mm512_store_si512(sums + n * stride + j * 16, sum[n][j]);
+}
+
+template <int N = kAtOnce>
+inline void add_values_of(int count, const WeightCode (*weights)[kSpan], int at, int fours,
+                          const int8_t* turned, int32_t* sums, int64_t stride) {
+  if constexpr (N > 1) {
+    if (count < N)
+      return add_values_of<N - 1>(count, weights, at, fours, turned, sums, stride);
+  }
+  add_values<N>(weights, at, fours, turned, sums, stride);
+}
+
+// The weighted sum of values over keys [begin, end) of a span: out [count, dim].
+inline void mix_span(const WeightCode (*weights)[kSpan], const float* step, int count, int dim,
+                     const PageView* pages, int begin, int end, float* out) {
+  constexpr int kChunk = 64, kChunkBytes = kPage * kChunk;
+  alignas(64) int8_t turned[kMaxDim / kChunk * kChunkBytes];
+  alignas(64) int32_t sums[kQueries][kMaxDim];
+  const int padded_dim = (dim + kChunk - 1) / kChunk * kChunk;
+  for (int i = 0; i < count; ++i) std::memset(sums[i], 0, sizeof(int32_t) * padded_dim);
+  for (int p = begin / kPage; p * kPage < end; ++p) {
+    int first = first_of(p, begin) & ~3, fours = (end_of(p, end) - first + 3) / 4;
+    const int64_t stride = pages[p].stride;
+    for (int i = 0; i < fours; ++i)
+      turn_values(pages[p].v + (first + i * 4) * stride, stride, dim, turned + i * 256, kChunkBytes);
+    for (int i = 0; i < count; i += kAtOnce)
+      for (int d = 0; d < dim; d += kChunk)
+        add_values_of(std::min(kAtOnce, count - i), weights + i, p * kPage + first, fours,
+                      turned + d / kChunk * kChunkBytes, sums[i] + d, kMaxDim);
+  }
+  for (int i = 0; i < count; ++i) {
+    const __m128 by = _mm_set1_ps(step[i]);
+    float* row = out + int64_t(i) * dim;
+    for (int d = 0; d < dim; d += 4) {  // from register d / 4 % 4, quarter d / 16 % 4
+      const int32_t* from = sums[i] + d / 64 * 64 + d / 4 % 4 * 16 + d / 16 % 4 * 4;
+      __m128i whole = _mm_load_si128(reinterpret_cast<const __m128i*>(from));
+      _mm_storeu_ps(row + d, _mm_mul_ps(_mm_cvtepi32_ps(whole), by));
+    }
+  }
+}
+
+// From dots to weights of one query that sees keys [from, to) of a span; `score` has [begin, end),
+// multiples of 16, and is written over. Returns the codes' step.
+inline float weigh(float* score, float scale, const float* k_scale, const float* v_scale, int from,
+                   int to, int begin, int end, WeightCode* codes, float* largest, float* sum) {
+  auto seen = [&](int s) __attribute__((always_inline)) {
+    uint32_t below = to - s >= 16 ? 0xffff : to <= s ? 0 : (1u << (to - s)) - 1;
+    uint32_t before = from <= s ? 0 : from - s >= 16 ? 0xffff : (1u << (from - s)) - 1;
+    return __mmask16(below & ~before);
+  };
+  const __m512 by = _mm512_set1_ps(scale), nothing = _mm512_set1_ps(-INFINITY);
+  __m512 top = nothing;
+  for (int s = begin; s < end; s += 16) {
+    __m512 x = _mm512_mul_ps(_mm512_mul_ps(_mm512_load_ps(score + s), by),
+                             _mm512_load_ps(k_scale + s));
+    x = _mm512_mask_mov_ps(nothing, seen(s), x);
+    _mm512_store_ps(score + s, x);
+    top = _mm512_max_ps(top, x);
+  }
+  *largest = _mm512_reduce_max_ps(top);
+  top = _mm512_set1_ps(*largest);
+  const __m512 steps = _mm512_set1_ps(4194304.0f);
+  __m512 widest = _mm512_setzero_ps();
+  __m512i total = _mm512_setzero_si512();
+  for (int s = begin; s < end; s += 16) {
+    __mmask16 here = seen(s);
+    __m512 weight = _mm512_maskz_mov_ps(here, exp16(_mm512_sub_ps(_mm512_load_ps(score + s), top)));
+    total = _mm512_add_epi32(total, _mm512_cvtps_epi32(_mm512_mul_ps(weight, steps)));
+    weight = _mm512_maskz_mul_ps(here, weight, _mm512_load_ps(v_scale + s));
+    _mm512_store_ps(score + s, weight);
+    widest = _mm512_max_ps(widest, weight);
+  }
+  *sum = float(_mm512_reduce_add_epi32(total)) * (1.0f / 4194304.0f);
+  float most = _mm512_reduce_max_ps(widest);
+  const __m512 inverse = _mm512_set1_ps(most > kTiny ? float(kWeightCode) / most : 0.0f);
+  for (int s = begin; s < end; s += 16)
+    _mm_store_si128(reinterpret_cast<__m128i*>(codes + s),
+                    _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(
+                        _mm512_mul_ps(_mm512_load_ps(score + s), inverse))));
+  return most * float(1.0 / kWeightCode);
+}
+
+}  // namespace greenroom
