@@ -29,24 +29,31 @@ inline PageView page_view(const uint8_t* page, int row, int kv_heads, int dim, i
           int64_t(kv_heads) * dim, kv_heads};
 }
 
-// Asks for keys and values, which lie where the hardware does not expect them: pages are scattered,
-// and heads of a token take turns.
-inline void ask_for(const PageView& page, int dim) {
-  for (int s = 0; s < kPage; ++s)
-    for (int d = 0; d < dim; d += 64) {
-      _mm_prefetch(reinterpret_cast<const char*>(page.k + s * page.stride + d), _MM_HINT_T1);
-      _mm_prefetch(reinterpret_cast<const char*>(page.v + s * page.stride + d), _MM_HINT_T1);
-    }
-}
-
+// The scales of a page's tokens for one head of several, which take turns.
 inline void read_scales(const uint16_t* from, int heads, float* out) {
   if (heads == 1) {
     for (int s = 0; s < kPage; s += 8)
       _mm256_storeu_ps(out + s, _mm256_cvtph_ps(_mm_loadu_si128(
                                     reinterpret_cast<const __m128i*>(from + s))));
-  } else {
-    for (int s = 0; s < kPage; ++s) out[s] = _cvtsh_ss(from[s * heads]);
+    return;
   }
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+  if (heads <= 4) {  // 16 of them lie within two registers
+    alignas(64) uint16_t places[32];
+    for (int i = 0; i < 32; ++i) places[i] = uint16_t(i % 16 * heads);
+    const __m512i place = _mm512_load_si512(places);
+    const uint64_t there = (uint64_t(1) << (15 * heads + 1)) - 1;  // of 64: none behind the last
+    for (int s = 0; s < kPage; s += 16) {
+      const uint16_t* at = from + s * heads;
+      __m512i low = _mm512_maskz_loadu_epi16(__mmask32(there), at);
+      __m512i high = _mm512_maskz_loadu_epi16(__mmask32(there >> 32), at + 32);
+      __m512i mine = _mm512_permutex2var_epi16(low, place, high);
+      _mm512_storeu_ps(out + s, _mm512_cvtph_ps(_mm512_castsi512_si256(mine)));
+    }
+    return;
+  }
+#endif
+  for (int s = 0; s < kPage; ++s) out[s] = _cvtsh_ss(from[s * heads]);
 }
 
 // Keys of page p among keys [begin, end) of a span, counted from the page's own first.
@@ -80,9 +87,9 @@ struct Partial {
 
 // One span for all queries; `first_key` is the position of its first token. Every query here sees
 // at least one of its keys, and no page is looked at that none sees. `next`: the page that this
-// thread most likely reads after these, if any.
+// thread most likely reads after these, or one of these.
 inline void attend_span(const Queries& q, const int* which, int count, const PageView* pages,
-                        int64_t first_key, const PageView* next, const Partial& result) {
+                        int64_t first_key, const PageView& next, const Partial& result) {
   alignas(64) float k_scale[kSpan], v_scale[kSpan];
   alignas(64) float score[kQueries][kSpan];
   alignas(64) WeightCode weight[kQueries][kSpan];
@@ -99,16 +106,15 @@ inline void attend_span(const Queries& q, const int* which, int count, const Pag
   }
   for (int p = begin / kPage; p * kPage < end; ++p) {
     const PageView& page = pages[p];
-    const PageView* after = (p + 1) * kPage < end ? pages + p + 1 : next;
-    if (after) ask_for(*after, q.dim);
+    const PageView& after = (p + 1) * kPage < end ? pages[p + 1] : next;
     read_scales(page.k_scale, page.heads, k_scale + p * kPage);
     read_scales(page.v_scale, page.heads, v_scale + p * kPage);
-    score_page(codes, count, q.dim, page, p, first_of(p, begin), end_of(p, end), score);
+    score_page(codes, count, q.dim, page, after, p, first_of(p, begin), end_of(p, end), score);
   }
   for (int i = 0; i < count; ++i)
     step[i] = weigh(score[i], q.scale[which[i]], k_scale, v_scale, from[i], to[i], begin & ~15,
                     (end + 15) & ~15, weight[i], result.largest + i, result.sum + i);
-  mix_span(weight, step, count, q.dim, pages, begin, end, result.out);
+  mix_span(weight, step, count, q.dim, pages, next, begin, end, result.out);
 }
 
 // Folds one span's result for one query into what came before it.

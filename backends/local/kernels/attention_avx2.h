@@ -91,12 +91,25 @@ struct Mixed<0> {
   GREENROOM_INLINE void store(Any...) const {}
 };
 
-// Whole-number dots of all queries with keys [begin, end) of page p of a span.
-inline void score_page(const QueryCode* const* q, int count, int dim, const PageView& page, int p,
-                       int begin, int end, float (*out)[kSpan]) {
+// Asks for keys and values, which lie where the hardware does not expect them: pages are scattered,
+// and heads of a token take turns.
+inline void ask_for(const PageView& page, int dim) {
+  for (int s = 0; s < kPage; ++s)
+    for (int d = 0; d < dim; d += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(page.k + s * page.stride + d), _MM_HINT_T1);
+      _mm_prefetch(reinterpret_cast<const char*>(page.v + s * page.stride + d), _MM_HINT_T1);
+    }
+}
+
+// Whole-number dots of all queries with keys [begin, end) of page p of a span; asks for `after`.
+inline void score_page(const QueryCode* const* q, int count, int dim, const PageView& page,
+                       const PageView& after, int p, int begin, int end, float (*out)[kSpan]) {
+  ask_for(after, dim);
   int i = 0;
-  for (; i + 2 <= count; i += 2) dots<2>(q + i, dim, page, begin & ~3, (end + 3) & ~3, out + i, p * kPage);
-  if (i < count) dots<1>(q + i, dim, page, begin & ~3, (end + 3) & ~3, out + i, p * kPage);
+  begin &= ~3;
+  end = (end + 3) & ~3;
+  for (; i + 2 <= count; i += 2) dots<2>(q + i, dim, page, begin, end, out + i, p * kPage);
+  if (i < count) dots<1>(q + i, dim, page, begin, end, out + i, p * kPage);
 }
 
 // The weighted sum of values over keys [begin, end) of a span, both even, for N queries.
@@ -121,7 +134,7 @@ __attribute__((noinline)) void mix(const WeightCode (*weights)[kSpan], const flo
 
 // The same for any number of queries.
 inline void mix_span(const WeightCode (*weights)[kSpan], const float* step, int count, int dim,
-                     const PageView* pages, int begin, int end, float* out) {
+                     const PageView* pages, const PageView&, int begin, int end, float* out) {
   begin &= ~1;
   end = (end + 1) & ~1;
   int i = 0;

@@ -354,14 +354,15 @@ class Step {
   // span that this thread most likely takes next.
   int attend_to(const Layer& l, const Item& item, int64_t p, int64_t next, int* which,
                 const Partial& out) const {
-    PageView pages[kSpanPages], after;
+    PageView pages[kSpanPages];
     for (int64_t i = std::max(p * kSpanPages, item.first_page);
          i <= std::min((p + 1) * kSpanPages - 1, item.last_page); ++i)
       pages[i % kSpanPages] = view(l, item, i);
-    bool more = next <= item.last_span();
-    if (more) after = view(l, item, next * kSpanPages);
+    PageView after = next <= item.last_span()
+                         ? view(l, item, next * kSpanPages)
+                         : pages[std::min((p + 1) * kSpanPages - 1, item.last_page) % kSpanPages];
     int count = seeing(item, p, which);
-    attend_span(item.q, which, count, pages, p * kSpan, more ? &after : nullptr, out);
+    attend_span(item.q, which, count, pages, p * kSpan, after, out);
     return count;
   }
 

@@ -12,7 +12,8 @@ namespace greenroom {
 constexpr int kTogether = 4;     // inputs of one output that lie together
 constexpr int kUnitBlocks = 2;   // blocks of weights that a piece of work takes
 constexpr int kTileRows = 12;    // rows of digits: with two blocks, 24 sums, two weights, a code
-constexpr int kFewRows = 4;      // up to so many, memory is what counts: one block at a time
+constexpr int kOnePass = 24;     // up to so many, weights are read once, one block at a time
+constexpr int kFewRows = 4;      // up to so many, a row needs more sums than one
 
 inline bool is_wide(const Linear& l) { return l.max_code > 127; }
 inline int digits_of(const Linear& l) { return is_wide(l) ? 2 : 1; }
@@ -49,11 +50,11 @@ inline float quantize_for(const Linear& next, const float* x, uint8_t* codes) {
 // Whole sums of R rows of digits against B blocks of weights, `blocks` bytes apart: out[b][r].
 template <int R, int B>
 __attribute__((noinline)) void tile(const uint8_t* x, int k, const int8_t* weight, int64_t blocks,
-                                    int32_t (*out)[kTileRows][kBlock]) {
+                                    int32_t (*out)[kOnePass][kBlock]) {
   __m512i sum[B][R];
 #pragma GCC unroll 2
   for (int b = 0; b < B; ++b)
-#pragma GCC unroll 12
+#pragma GCC unroll 24
     for (int r = 0; r < R; ++r) sum[b][r] = _mm512_setzero_si512();
   for (int i = 0; i < k; i += kTogether, weight += kBlock * kTogether) {
     __m512i w[B];
@@ -62,7 +63,7 @@ __attribute__((noinline)) void tile(const uint8_t* x, int k, const int8_t* weigh
       ask_ahead(weight + b * blocks);
       w[b] = _mm512_loadu_si512(weight + b * blocks);
     }
-#pragma GCC unroll 12
+#pragma GCC unroll 24
     for (int r = 0; r < R; ++r) {
       __m512i code = broadcast_four(x + int64_t(r) * k + i);
 #pragma GCC unroll 2
@@ -71,14 +72,14 @@ __attribute__((noinline)) void tile(const uint8_t* x, int k, const int8_t* weigh
   }
 #pragma GCC unroll 2
   for (int b = 0; b < B; ++b)
-#pragma GCC unroll 12
+#pragma GCC unroll 24
     for (int r = 0; r < R; ++r) _mm512_store_si512(out[b][r], sum[b][r]);
 }
 
 // The same for few rows and one block; the multiply-add takes several cycles, so with four sums.
 template <int R>
 __attribute__((noinline)) void narrow_tile(const uint8_t* x, int k, const int8_t* weight,
-                                           int32_t (*out)[kTileRows][kBlock]) {
+                                           int32_t (*out)[kOnePass][kBlock]) {
   constexpr int kSums = 4;
   __m512i sum[R][kSums];
 #pragma GCC unroll 4
@@ -102,16 +103,18 @@ __attribute__((noinline)) void narrow_tile(const uint8_t* x, int k, const int8_t
                                                    _mm512_add_epi32(sum[r][2], sum[r][3])));
 }
 
-template <int B, int R = kTileRows>
+template <int B, int R>
 inline void tile_of(int rows, const uint8_t* x, int k, const int8_t* weight, int64_t blocks,
-                    int32_t (*out)[kTileRows][kBlock]) {
+                    int32_t (*out)[kOnePass][kBlock]) {
   if constexpr (R > 1) {
     if (rows < R) return tile_of<B, R - 1>(rows, x, k, weight, blocks, out);
   }
   if constexpr (R <= kFewRows) {
     for (int b = 0; b < B; ++b) narrow_tile<R>(x, k, weight + b * blocks, out + b);
-  } else {
+  } else if constexpr (R <= kTileRows) {
     tile<R, B>(x, k, weight, blocks, out);
+  } else {
+    for (int b = 0; b < B; ++b) tile<R, 1>(x, k, weight + b * blocks, blocks, out + b);
   }
 }
 
@@ -120,13 +123,14 @@ template <int B, typename Emit>
 inline void blocks_of(const Linear& linear, int index, const Rows& x, Emit emit) {
   const int64_t block_bytes = int64_t(kBlock) * linear.k;
   const int8_t* weight = linear.weight + index * block_bytes;
-  const int digits = digits_of(linear), most = kTileRows / digits;
-  alignas(64) int32_t sums[B][kTileRows][kBlock];
-  alignas(64) float out[kTileRows][kBlock];
+  const int digits = digits_of(linear);
+  const int most = (x.count * digits <= kOnePass ? kOnePass : kTileRows) / digits;
+  alignas(64) int32_t sums[B][kOnePass][kBlock];
+  alignas(64) float out[kOnePass][kBlock];
   int tiles = (x.count + most - 1) / most;
   for (int t = 0; t < tiles; ++t) {
     int begin = int64_t(x.count) * t / tiles, rows = int64_t(x.count) * (t + 1) / tiles - begin;
-    tile_of<B>(rows * digits, x.codes + begin * code_bytes(linear), linear.k, weight, block_bytes,
+    tile_of<B, kOnePass>(rows * digits, x.codes + begin * code_bytes(linear), linear.k, weight, block_bytes,
                sums);
     for (int b = 0; b < B; ++b) {
       const __m512i offset = _mm512_loadu_si512(linear.offset + (index + b) * kBlock);
