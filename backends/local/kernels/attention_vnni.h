@@ -33,7 +33,7 @@ GREENROOM_INLINE __m512i load_row(const int8_t* row, int d, int dim) {
 
 // Asks for a row of `dim` bytes, `ahead` bytes further than the one that is read.
 GREENROOM_INLINE void ask_for_row(const int8_t* row, int64_t ahead, int d) {
-  _mm_prefetch(reinterpret_cast<const char*>(row) + ahead + d, _MM_HINT_T0);
+  _mm_prefetch(reinterpret_cast<const char*>(row) + ahead + d, _MM_HINT_T1);
 }
 
 // 16 keys, 128 higher, to columns: turned[d / 4 * 64 + key] holds four dimensions of a key. Asks for

@@ -60,7 +60,7 @@ __attribute__((noinline)) void tile(const uint8_t* x, int k, const int8_t* weigh
     __m512i w[B];
 #pragma GCC unroll 2
     for (int b = 0; b < B; ++b) {
-      ask_ahead(weight + b * blocks);
+      ask_ahead<_MM_HINT_T1>(weight + b * blocks);  // the first level holds rows of codes
       w[b] = _mm512_loadu_si512(weight + b * blocks);
     }
 #pragma GCC unroll 24
