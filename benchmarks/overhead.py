@@ -7,9 +7,10 @@ host memory). For each:
 
     first_us    a conversation, from the common start until all have their first token: rendering,
                 looking its prefix up, restoring it, and the steps with its prompt
-    step_us     a token: the median step of all streams alone, by streams
+    step_us     a token and stream, in steps of at least half the streams and no prompt
     idle_us     of that, what a device would wait for: from one step's tokens to the next launch
-    end_us      a conversation: the last step, which keeps what all of them said
+    all_us      a token and stream from the common start to the last reply's end, prompts and the
+                keeping of what was said among it; at most this much of a device's time is hidden
 """
 
 from __future__ import annotations
@@ -49,14 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what only this benchmark takes."""
     parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--prompt", type=int, default=5600, help="tokens of a prompt")
-    parser.add_argument("--reply", type=int, default=40, help="tokens of a reply")
+    parser.add_argument("--reply", type=int, default=140, help="tokens of a reply")
 
 
 async def run(args: argparse.Namespace) -> dict[str, object]:
     """The figures above, by run."""
     shape = Shape(args.streams, args.prompt, args.reply)
     if args.smoke:
-        shape = Shape(4, 300, 6, step_tokens=512)
+        shape = Shape(4, 300, 12, step_tokens=512)
     found: dict[str, object] = {}
     for name in ("cold", "near", "host"):
         cached = 0 if name == "cold" else shape.prompt * 95 // 100
@@ -88,19 +89,21 @@ def _timed(engine: Engine, decoder: _Idle, shape: Shape) -> dict[str, float]:
     while not all(h.first or h.error for h in heard):
         engine.step()
     first = time.perf_counter() - begin
-    steps = []
-    decoder.idle.clear()
+    steps, idle = [], []
+    decoder.streams = 0
     while any(h.done is None and h.error is None for h in heard):
         began = time.perf_counter()
         engine.step()
-        steps.append(time.perf_counter() - began)
+        if decoder.streams >= streams / 2 and decoder.is_decode:
+            steps.append((time.perf_counter() - began) / decoder.streams)
+            idle.append(decoder.idle / decoder.streams)
     answered(engine, heard)
-    each = 1e6 / streams
+    seconds = time.perf_counter() - begin
     return {
-        "first_us": first * each,
-        "step_us": statistics.median(steps) * each,
-        "idle_us": statistics.median(decoder.idle) * each,
-        "end_us": max(steps[-2:]) * each,
+        "first_us": first / streams * 1e6,
+        "step_us": statistics.median(steps) * 1e6,
+        "idle_us": statistics.median(idle) * 1e6,
+        "all_us": seconds / (streams * shape.reply) * 1e6,
     }
 
 
@@ -131,10 +134,16 @@ class _Idle(Decoder):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config, _NoSteps(config.vocab_size))
-        self.idle: list[float] = []
-        """Seconds between the tokens of a step and the launch of the next."""
+        self.streams, self.is_decode = 0, False
+        """Of the latest step."""
+        self.idle = 0.0
+        """Seconds between the tokens of the step before and its launch."""
         self._fetched = 0.0
         self._rows = [_Said(at) for at in range(config.vocab_size)]
+
+    @property
+    def runs_beside(self) -> bool:
+        return True
 
     def prepare(self, arena: DeviceTier, sequences: int, tokens: int) -> None:
         return None
@@ -145,7 +154,9 @@ class _Idle(Decoder):
 
     def forward(self, chunks: Sequence[Chunk]) -> Tensor:
         logits = super().forward(chunks)
-        self.idle.append(time.perf_counter() - self._fetched)
+        self.idle = time.perf_counter() - self._fetched
+        self.streams = len(chunks)
+        self.is_decode = all(len(chunk.tokens) == 1 for chunk in chunks)
         return logits
 
 

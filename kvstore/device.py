@@ -20,6 +20,7 @@ import torch
 
 from kvstore.api import TierStats
 from kvstore.pool import Pool
+from kvstore.tables import PageTables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -58,7 +59,8 @@ def slot_counts(layout: Layout, max_bytes: int) -> dict[int, int]:
 class DeviceTier:
     """Implements `kvstore.api.Tier`, and gives its slots to running sequences.
 
-    `slots` says how many pages each group has. `pages[group]` is that group's arena.
+    `slots` says how many pages each group has. `pages[group]` is that group's arena; `tables` say
+    which of them a running sequence holds, and only the engine's thread touches them.
     """
 
     name = "device"
@@ -80,6 +82,7 @@ class DeviceTier:
         self._clock = clock
         self._lock = threading.RLock()
         self._pool = Pool(slots)
+        self.tables = PageTables(self._groups)
         self._ids: dict[BlockKey, bytes] = {}
         self._counts = TierStats(self.name)
         self._closed = False

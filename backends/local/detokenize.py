@@ -40,6 +40,7 @@ class Detokenizer:
         self._stops = tuple(stops)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._text = ""  # everything decoded, leading whitespace and stop string included
+        self._visible_at: int | None = None  # where the first visible character is, once there
         self._sent_len = 0  # [0, sent_len) was given out or is leading whitespace
         self._cut_len: int | None = None  # the reply is text[:cut_len]
         # Per token: characters decoded behind it, and whether it left half a character.
@@ -55,8 +56,12 @@ class Detokenizer:
         old_len = len(self._text)
         self._text += self._decoder.decode(piece)
         self._ends.append((len(self._text), bool(self._decoder.getstate()[0])))
-        visible_at = len(self._text) - len(self._text.lstrip())
-        self._sent_len = max(self._sent_len, visible_at)
+        visible_at = self._visible_at
+        if visible_at is None:
+            visible_at = len(self._text) - len(self._text.lstrip())
+            self._sent_len = visible_at
+            if visible_at < len(self._text):
+                self._visible_at = visible_at
         self._cut_len = self._find_stop(old_len, visible_at)
         if self._cut_len is not None:
             return self._give(self._cut_len)
