@@ -3,7 +3,7 @@
 The real engine, scheduler, page tables and KV store, over steps that compute nothing and are done
 at once, on gemma-3-270m's layers with small heads. Every conversation asks at once, in three runs:
 `cold`, `near` (95 % of the prompt still lies in the device's pages) and `host` (it comes back from
-host memory). For each:
+host memory). Seconds are the thread's own, so that other processes do not count. For each:
 
     first_us    a conversation, from the common start until all have their first token: rendering,
                 looking its prefix up, restoring it, and the steps with its prompt
@@ -84,21 +84,21 @@ def measure(shape: Shape, *, restored: bool) -> dict[str, float]:
 
 def _timed(engine: Engine, decoder: _Idle, shape: Shape) -> dict[str, float]:
     streams = shape.conversations
-    begin = time.perf_counter()
+    begin = time.thread_time()
     heard = ask(engine, range(streams), shape.prompt, shape.reply)
     while not all(h.first or h.error for h in heard):
         engine.step()
-    first = time.perf_counter() - begin
+    first = time.thread_time() - begin
     steps, idle = [], []
     decoder.streams = 0
     while any(h.done is None and h.error is None for h in heard):
-        began = time.perf_counter()
+        began = time.thread_time()
         engine.step()
         if decoder.streams >= streams / 2 and decoder.is_decode:
-            steps.append((time.perf_counter() - began) / decoder.streams)
+            steps.append((time.thread_time() - began) / decoder.streams)
             idle.append(decoder.idle / decoder.streams)
     answered(engine, heard)
-    seconds = time.perf_counter() - begin
+    seconds = time.thread_time() - begin
     return {
         "first_us": first / streams * 1e6,
         "step_us": statistics.median(steps) * 1e6,
@@ -149,12 +149,12 @@ class _Idle(Decoder):
         return None
 
     def fetch(self, logits: Tensor) -> Sequence[Row]:
-        self._fetched = time.perf_counter()
+        self._fetched = time.thread_time()
         return self._rows[: len(logits)]
 
     def forward(self, chunks: Sequence[Chunk]) -> Tensor:
         logits = super().forward(chunks)
-        self.idle = time.perf_counter() - self._fetched
+        self.idle = time.thread_time() - self._fetched
         self.streams = len(chunks)
         self.is_decode = all(len(chunk.tokens) == 1 for chunk in chunks)
         return logits

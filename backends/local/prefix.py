@@ -80,6 +80,7 @@ class Prefix:
     deadline: float = math.inf
     """When computing would have been as fast; seconds of the engine's clock."""
     published: int = 0
+    """Others can find the blocks of so many tokens on the device, but for the last partial ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,9 @@ class Prefixes:
         match = self._store.match(chain)
         prefix = Prefix(whose, chain, self._device.room(), miss=match.miss)
         prefix.differs_at = self._differs_at(whose, chain)
-        here = [key for key in match.blocks if self._device.leading([key])]
+        here: Sequence[BlockKey] = match.blocks
+        if self._device.leading(here) < len(here):
+            here = [key for key in here if self._device.leading([key])]
         pinned = self._device.pin(here)
         prefix.held = dict(zip(here, pinned or (), strict=False))
         if match.length == len(chain.tokens) and len(prefix.held) == len(match.blocks):
@@ -174,7 +177,7 @@ class Prefixes:
             log.warning("prefix_unusable", problem=str(error), length=length)
             prefix.miss, length = "damaged", 0
         self._release(prefix)
-        prefix.cached_len = length
+        prefix.cached_len = prefix.published = length
         prefix.by_tier = match.by_tier if length else ()
         return length
 
