@@ -40,7 +40,7 @@ from backends.errors import BackendError, BackendErrorCode
 from backends.local.commands import Cancel, Forget, Prefetch, Retire, Stop
 from backends.local.generation import Generation
 from backends.local.intake import Intake
-from backends.local.live import Flight, Live, Piece, Promises
+from backends.local.live import Flight, Live, Piece, Promises, Turns
 from backends.local.model import Chunk
 from backends.local.paged import SequenceKV
 from backends.local.prefix import Whose
@@ -53,12 +53,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from backends.api import FinishReason, Turn
+    from backends.api import Turn
     from backends.local.commands import Command, Done
     from backends.local.generation import Emit
     from backends.local.model import Decoder
     from backends.local.prefix import Arrival, Prefixes
-    from backends.local.request import Request
     from backends.local.sampling import Row
     from backends.local.scheduler import Limits, Plan
     from backends.local.template import Template
@@ -116,21 +115,19 @@ class Engine:
         self._prefixes = prefixes
         self._device = device
         self._limits = limits
-        self._promises = Promises(device, limits.step_tokens)
         self._draft_tokens = draft_tokens
         self._clock = clock
         self._ids = itertools.count(1)
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         # Only the engine's thread touches what follows; `stats` reads snapshots of it.
         self._scheduler = Scheduler(limits)
-        self._live: dict[int, Live] = {}
-        self._loading: dict[int, Live] = {}
-        """Those that wait for their prefix, by its identity."""
+        self._counts: Counter[str] = Counter()
+        promises = Promises(device, limits.step_tokens)
+        self._turns = Turns(self._scheduler, prefixes, promises, self._counts)
         self._passing: list[Live] = []
         """Those of whose prompt a step has computed a turning point, or does, that is not kept."""
         self._unspoken: list[Live] = []
         """Those that have taken tokens and not said them."""
-        self._counts: Counter[str] = Counter()
         self._stats = EngineStats()
         self._stopped = False
 
@@ -186,14 +183,14 @@ class Engine:
                 continue
             try:
                 # Nothing to compute: sleep until a command comes or a restore may have ended.
-                waiting = self._live or self._prefixes.is_waiting
+                waiting = self._turns or self._prefixes.is_waiting
                 self._obey(self._commands.get(timeout=LOADING_POLL_S if waiting else None))
             except queue.Empty:
                 continue
-        for live in list(self._live.values()):
+        for live in list(self._turns):
             error = BackendError(BackendErrorCode.UNAVAILABLE, "the engine stops", retryable=True)
             live.generation.emit(error)
-            self._end(live, keep=True)
+            self._turns.end(live, keep=True)
         for request in self._scheduler.queued:
             self._scheduler.remove(request)
         self._snapshot()
@@ -224,10 +221,10 @@ class Engine:
             case Generation():
                 self._queue(command)
             case Cancel(id):
-                live = self._live.get(id)
+                live = self._turns.get(id)
                 if live is not None:
                     self._counts["cancelled"] += 1
-                    self._end(live, keep=True)
+                    self._turns.end(live, keep=True)
             case Prefetch(whose, prompt):
                 self._prefixes.prefetch(whose, prompt.ids, prompt.boundaries)
             case Retire(tenant, conversation):
@@ -247,7 +244,7 @@ class Engine:
                 BackendError(BackendErrorCode.OVERLOADED, str(full), retryable=True, detail=detail)
             )
             return
-        self._live[generation.request.id] = Live(generation, SequenceKV(self._device))
+        self._turns.add(Live(generation, SequenceKV(self._device)))
 
     def _launch(self) -> Flight | None:
         """Gives the next step to the model; None when there is nothing to compute."""
@@ -258,14 +255,14 @@ class Engine:
         pieces: list[Piece] = []
         chunks: list[Chunk] = []
         for request, start, end in plan.slices:
-            live = self._live[request.id]
+            live = self._turns[request.id]
             guesses = live.generation.drafts(most) if most else []
             fitting = live.kv.reserve_for(end - start, guesses)
             if fitting is None:
                 # Abandoned restores still hold pages that were promised to this one.
                 log.warning("pages_exhausted", request=request.id)
                 message = "the device has no room for this turn's KV"
-                self._fail(live, message, BackendErrorCode.OVERLOADED)
+                self._turns.fail(live, message, BackendErrorCode.OVERLOADED)
                 continue
             pieces.append(Piece(live, start, end, fitting))
             new = request.tokens[start:end] + fitting
@@ -315,7 +312,7 @@ class Engine:
                         self._verify(live, guesses, others, now)
                     sampled += len(request.tokens) - end
             except Exception as error:
-                self._turn_failed(live, error)
+                self._turns.broke(live, error)
         self._counts["sampled_tokens"] += sampled
 
     def _verify(
@@ -338,7 +335,7 @@ class Engine:
         """Does what no step waits for."""
         passing, self._passing = self._passing, []
         for live in passing:
-            self._keep_passed(live)
+            self._turns.keep_passed(live)
         unspoken, self._unspoken = self._unspoken, []
         for live in unspoken:
             if live.generation.request.state is State.ENDED:
@@ -346,28 +343,24 @@ class Engine:
             try:
                 reason = live.generation.speak()
                 if reason is not None:
-                    self._finish(live, reason)
+                    self._turns.finish(live, reason)
             except Exception as error:
-                self._turn_failed(live, error)
+                self._turns.broke(live, error)
         self._welcome()
 
     def _welcome(self) -> None:
         """Admits, looks up and restores, for a few milliseconds at most; refuses who is late."""
         until = self._clock() + WELCOME_S
-        while admitted := self._scheduler.admit(self._fits, most=1):
+        while admitted := self._scheduler.admit(self._turns.fits, most=1):
             for request in admitted:
-                self._begin(self._live[request.id])
+                self._begin(self._turns[request.id])
             if self._clock() > until:
                 break
         for request in self._scheduler.late(self._clock()):
             message = f"no room came free in {self._limits.max_wait:g} s"
-            self._fail(self._live[request.id], message, BackendErrorCode.OVERLOADED)
+            self._turns.fail(self._turns[request.id], message, BackendErrorCode.OVERLOADED)
         for arrival in self._prefixes.arrived(self._clock()):
-            self._restore(self._loading.pop(id(arrival.prefix)), arrival)
-
-    def _fits(self, request: Request) -> bool:
-        """Promises the request its pages, where the device has them."""
-        return self._promises.make(request.id, self._live[request.id].generation.most_tokens)
+            self._restore(self._turns.waiting_for(arrival.prefix), arrival)
 
     def _begin(self, live: Live) -> None:
         generation, request = live.generation, live.generation.request
@@ -380,11 +373,10 @@ class Engine:
                 generation.boundaries,
                 generation.clocks.admitted,
             )
-            live.begin(prefix)
-            self._loading[id(prefix)] = live
+            self._turns.begin(live, prefix)
             request.move(State.LOADING)
         except Exception as error:
-            self._turn_failed(live, error)
+            self._turns.broke(live, error)
 
     def _restore(self, live: Live, arrival: Arrival) -> None:
         request = live.generation.request
@@ -395,33 +387,7 @@ class Engine:
             live.generation.clocks.restored = self._clock()
             self._counts["cached_tokens"] += length
         except Exception as error:
-            self._turn_failed(live, error)
-
-    def _finish(self, live: Live, reason: FinishReason) -> None:
-        assert live.prefix is not None
-        prefix, clocks = live.prefix, live.generation.clocks
-        live.generation.finish(
-            reason,
-            by_tier=prefix.by_tier,
-            miss=prefix.miss,
-            differs_at=prefix.differs_at,
-            saved_ms=self._prefixes.saved_ms(prefix, clocks.timings().restore_ms),
-        )
-        self._counts["finished"] += 1
-        self._end(live, keep=True)
-
-    def _fail(
-        self, live: Live, message: str, code: BackendErrorCode = BackendErrorCode.INTERNAL
-    ) -> None:
-        self._counts["failed"] += 1
-        retryable = code is BackendErrorCode.OVERLOADED
-        live.generation.emit(BackendError(code, message, retryable=retryable))
-        self._end(live, keep=False)
-
-    def _turn_failed(self, live: Live, error: Exception) -> None:
-        """A defect in one turn's work ends that turn and no other."""
-        log.error("turn_failed", request=live.generation.request.id, exc_info=error)
-        self._fail(live, "the turn failed in the engine")
+            self._turns.broke(live, error)
 
     def _model_failed(self, pieces: Sequence[Piece], error: Exception) -> None:
         """A failure of the model ends the turns of its step."""
@@ -429,38 +395,7 @@ class Engine:
         log.error("forward_failed", requests=len(pieces), tokens=tokens, exc_info=error)
         for piece in pieces:
             if piece.live.generation.request.state is not State.ENDED:
-                self._fail(piece.live, "the model failed")
-
-    def _end(self, live: Live, *, keep: bool) -> None:
-        """Frees everything the turn holds; keeps its KV first where that is worth it."""
-        request: Request = live.generation.request
-        self._live.pop(request.id, None)
-        self._promises.end(request.id)
-        self._scheduler.remove(request)
-        request.move(State.ENDED)
-        if live.prefix is not None:
-            self._loading.pop(id(live.prefix), None)
-            self._prefixes.forget(live.prefix)
-            if keep and request.computed_len:
-                self._keep_passed(live)
-                # What a step under way computes of it is void.
-                live.kv.retract(live.kv.length - request.computed_len)
-                self._keep(live, live.generation.kept_tokens())
-        live.kv.free()
-
-    def _keep_passed(self, live: Live) -> None:
-        """Keeps the prompt's turning points while their sliding windows are still here."""
-        passed, live.passed = live.passed, []
-        for boundary in passed:
-            self._keep(live, live.generation.request.tokens[:boundary])
-
-    def _keep(self, live: Live, tokens: list[int]) -> None:
-        assert live.prefix is not None
-        try:
-            self._prefixes.keep(live.prefix, live.kv, tokens)
-        except Exception:
-            # The reply is whole; only its cache is not.
-            log.exception("prefix_not_kept", request=live.generation.request.id)
+                self._turns.fail(piece.live, "the model failed")
 
     def _snapshot(self) -> None:
         held = len(self._scheduler.queued), len(self._scheduler.running)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from kvstore.api import BlockKey, Chain, Group
-    from kvstore.device import DeviceTier
+    from kvstore.device import DeviceTier, Leaving
     from kvstore.tables import GroupRows
 
 __all__ = ["NoRoom", "SequenceKV", "pages_needed"]
@@ -127,9 +127,14 @@ class SequenceKV:
             self._tables.groups[id].set(self.row, first, held)
         self.length = length
 
-    def payload(self, group: int, start: int, end: int) -> memoryview:
-        """The payload of tokens [start, end), which lie in one page; see `kvstore.api.Block`."""
-        return self.arena.payload(group, self._slot(group, start), end - start)
+    def payloads(self, spans: Sequence[tuple[int, int, int]]) -> Leaving:
+        """Starts to bring the payloads of spans, each a group and tokens [start, end) of one page.
+
+        See `kvstore.api.Block` for the bytes, `DeviceTier.payloads` for when they are there.
+        """
+        return self.arena.payloads(
+            [(group, self._slot(group, start), end - start) for group, start, end in spans]
+        )
 
     def publish(self, keys: Iterable[BlockKey], chain: Chain) -> None:
         """Lets others find blocks of this sequence on the device."""
