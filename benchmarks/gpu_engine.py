@@ -119,6 +119,7 @@ def drawn_engine(decoder: Decoder, shape: Shape) -> tuple[Engine, DeviceTier]:
         for group in layout.groups
     }
     pool = DeviceTier(layout, slots, device=device)
+    decoder.prepare(pool, shape.conversations, shape.step_tokens, length)
     policy = Policy()
     store = TieredStore(layout, pool, HostTier(HOST_BYTES), policy=policy)
     words = {f"w{at} ": at for at in range(config.vocab_size)}

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from backends.local.model import Chunk
     from backends.local.model_config import KVDtype, ModelConfig
     from backends.local.sampling import Row
-    from kvstore.device import DeviceTier
 
 __all__ = ["add_arguments", "run"]
 
@@ -144,9 +143,6 @@ class _Idle(Decoder):
     @property
     def runs_beside(self) -> bool:
         return True
-
-    def prepare(self, arena: DeviceTier, sequences: int, tokens: int) -> None:
-        return None
 
     def fetch(self, logits: Tensor) -> Sequence[Row]:
         self._fetched = time.thread_time()

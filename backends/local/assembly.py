@@ -83,7 +83,7 @@ def assemble(settings: EngineSettings, progress: Progress) -> Assembled:
                 f"device_bytes ({settings.device_bytes}) is too small for one chat of {context} "
                 "tokens; raise it or lower context"
             )
-    model.decoder.prepare(device, limits.max_running, limits.step_tokens)
+    model.decoder.prepare(device, limits.max_running, limits.step_tokens, context)
     engine = Engine(
         model.decoder,
         model.tokenizer,

@@ -7,6 +7,7 @@ in our C++ or our CUDA kernels, which give the same bits as the second.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -147,36 +148,27 @@ class Decoder:
         """Whether `forward` gives back before its step is computed: there is time until `fetch`."""
         return self._steps.device != "cpu"
 
-    def prepare(self, arena: DeviceTier, sequences: int, tokens: int) -> None:
+    def prepare(self, arena: DeviceTier, sequences: int, tokens: int, context: int) -> None:
         """Takes every shape of step, so that none is compiled while somebody waits for it.
 
-        Up to `sequences` sequences and `tokens` new tokens a step, in the empty pool `arena`. On a
-        CPU there is nothing to prepare.
+        Up to `sequences` sequences of `context` tokens, and `tokens` new tokens a step, in the
+        empty pool `arena`. On a CPU there is nothing to prepare.
         """
         if self.device == "cpu":
             return
-        sizes = []
-        size = 1 << (sequences - 1).bit_length()
-        while size:  # the largest first: steps with prefill are padded to it
-            sizes.append([1] * min(size, sequences))
-            size //= 2
-        sizes += [[count] for count in range(64, tokens + 64, 64)]
-        for counts in sizes:
-            # Launched, then captured, then replayed.
-            for _ in range(3):
+        from backends.local.gpu.shapes import steps_of_every_shape
+
+        # All are launched before any is captured: what a larger one makes room for drops graphs.
+        for _ in range(3):
+            for counts in steps_of_every_shape(sequences, tokens, context):
                 kvs = [SequenceKV(arena) for _ in counts]
-                try:
+                # A step that has no room now will not have any later.
+                with contextlib.suppress(NoRoom):
                     self.forward(
-                        [
-                            Chunk(kv, torch.zeros(count, dtype=torch.int64))
-                            for kv, count in zip(kvs, counts, strict=True)
-                        ]
+                        [Chunk(kv, [0] * count) for kv, count in zip(kvs, counts, strict=True)]
                     )
-                except NoRoom:
-                    return  # nor will there be for more
-                finally:
-                    for kv in kvs:
-                        kv.free()
+                for kv in kvs:
+                    kv.free()
 
     def fetch(self, logits: Tensor) -> Sequence[NDArray[np.float32] | Row]:
         """What `forward` gave, for the samplers; waits for a device to have computed it."""

@@ -102,6 +102,8 @@ class SequenceKV:
     def advance(self, tokens: int) -> None:
         """Counts `tokens` that every owning layer has written."""
         self.length += tokens
+        if tokens > self._step:
+            self._roomy = 0  # the next `reserve` lets go of what lies before the window by now
 
     def retract(self, tokens: int) -> None:
         """Takes back the newest `tokens` of the latest `advance`; others take their places."""
