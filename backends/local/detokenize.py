@@ -39,6 +39,7 @@ class Detokenizer:
     def __init__(self, stops: Sequence[str] = ()) -> None:
         self._stops = tuple(stops)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._halved = False  # whether it holds the beginning of a character
         self._text = ""  # everything decoded, leading whitespace and stop string included
         self._visible_at: int | None = None  # where the first visible character is, once there
         self._sent_len = 0  # [0, sent_len) was given out or is leading whitespace
@@ -54,8 +55,12 @@ class Detokenizer:
         """Takes one token's bytes; returns the text that is now certain. Not after a stop."""
         assert not self.stopped
         old_len = len(self._text)
-        self._text += self._decoder.decode(piece)
-        self._ends.append((len(self._text), bool(self._decoder.getstate()[0])))
+        if piece.isascii() and not self._halved:  # nearly always
+            self._text += piece.decode("ascii")
+        else:
+            self._text += self._decoder.decode(piece)
+            self._halved = bool(self._decoder.getstate()[0])
+        self._ends.append((len(self._text), self._halved))
         visible_at = self._visible_at
         if visible_at is None:
             visible_at = len(self._text) - len(self._text.lstrip())

@@ -149,6 +149,21 @@ def test_nothing_is_computed_for_who_was_cancelled(model: LoadedModel) -> None:
     assert computed[-2:] == [2, 1]
 
 
+def test_admits_a_few_at_a_time(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where look-ups take long, those that run do not wait for all that are new."""
+    monkeypatch.setattr("backends.local.engine.WELCOME_S", -1.0)
+    turns = [greedy("word " * n, id=f"t{n}", max_tokens=8) for n in (1, 5, 9)]
+    rig = Rig(beside(model))
+    heard = [rig.submit(turn)[1] for turn in turns]
+    rig.engine.step()
+    assert (rig.engine.stats().running, rig.engine.stats().queued) == (1, 2)
+    rig.drain()
+    for turn, one in zip(turns, heard, strict=True):
+        sampled = finished(one).sampled
+        assert sampled is not None
+        assert list(sampled.ids) == naive(model, turn)
+
+
 @pytest.mark.parametrize("tokens", [1, 100, 700])
 def test_promises_add_up(model: LoadedModel, tokens: int) -> None:
     """As many turns as the device has pages for are promised theirs, and again when they ended."""
