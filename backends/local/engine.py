@@ -187,6 +187,7 @@ class Engine:
                 self._obey(self._commands.get(timeout=LOADING_POLL_S if waiting else None))
             except queue.Empty:
                 continue
+        self._catch_up()
         for live in list(self._turns):
             error = BackendError(BackendErrorCode.UNAVAILABLE, "the engine stops", retryable=True)
             live.generation.emit(error)
@@ -201,6 +202,7 @@ class Engine:
         self._take_commands()
         flight = self._launch() if self._decoder.runs_beside else None
         self._catch_up()
+        self._welcome()
         if flight is None:
             flight = self._launch()
         if flight is not None:
@@ -332,7 +334,7 @@ class Engine:
         live.kv.retract(live.kv.length - request.computed_len)
 
     def _catch_up(self) -> None:
-        """Does what no step waits for."""
+        """Does what no step waits for, for those that run."""
         passing, self._passing = self._passing, []
         for live in passing:
             self._turns.keep_passed(live)
@@ -346,7 +348,6 @@ class Engine:
                     self._turns.finish(live, reason)
             except Exception as error:
                 self._turns.broke(live, error)
-        self._welcome()
 
     def _welcome(self) -> None:
         """Admits, looks up and restores, for a few milliseconds at most; refuses who is late."""

@@ -179,6 +179,7 @@ class Turns:
                 # What a step under way computes of it is void.
                 live.kv.retract(live.kv.length - request.computed_len)
                 self._keep(live, live.generation.kept_tokens())
+        live.passed.clear()
         live.kv.free()
 
     def keep_passed(self, live: Live) -> None:

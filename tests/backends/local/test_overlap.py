@@ -129,6 +129,23 @@ def test_a_step_that_fails_in_the_air(model: LoadedModel) -> None:
     assert finished(heard).usage.completion_tokens == 24
 
 
+def test_a_failed_turn_is_not_kept(model: LoadedModel) -> None:
+    """A turn that fails where its prompt turns gives its pages back and offers nothing."""
+    for each in (model, beside(model)):
+        rig = Rig(each)
+        rig.engine.submit(greedy("word " * 40), lambda event: None)
+        while not rig.engine.step():
+            pass
+        (live,) = vars(rig.engine)["_turns"]
+        kept = dict(rig.kept.blocks)
+        live.passed.append(70)
+        vars(rig.engine)["_passing"].append(live)
+        vars(rig.engine)["_turns"].fail(live, "for a test")
+        rig.drain()
+        assert rig.kept.blocks == kept
+        assert vars(rig.device)["_pool"].used == 0
+
+
 def test_nothing_is_computed_for_who_was_cancelled(model: LoadedModel) -> None:
     """An order that came during a step is obeyed before the next is launched."""
     computed: list[int] = []
