@@ -267,7 +267,9 @@ class Engine:
                 self._turns.fail(live, message, BackendErrorCode.OVERLOADED)
                 continue
             pieces.append(Piece(live, start, end, fitting))
-            new = request.tokens[start:end] + fitting
+            new = request.tokens[start:end]
+            if fitting:
+                new += fitting
             chunks.append(Chunk(live.kv, new, 1 + len(fitting)))
         if not pieces:
             return None
@@ -301,7 +303,7 @@ class Engine:
         sampled = 0
         for live, start, end, guesses in flight.pieces:
             row = next(rows)
-            others = [next(rows) for _ in guesses]
+            others = [next(rows) for _ in guesses] if guesses else []
             request = live.generation.request
             if request.state is State.ENDED:
                 continue

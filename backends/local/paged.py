@@ -91,13 +91,11 @@ class SequenceKV:
 
         None when there is no room even for the tokens.
         """
-        for fitting in (guesses, []):
-            try:
-                self.reserve(tokens + len(fitting))
-            except NoRoom:
-                continue
-            return fitting
-        return None
+        try:
+            self.reserve(tokens + len(guesses))
+        except NoRoom:
+            return self.reserve_for(tokens, []) if guesses else None
+        return guesses
 
     def advance(self, tokens: int) -> None:
         """Counts `tokens` that every owning layer has written."""

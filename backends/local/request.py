@@ -106,13 +106,13 @@ class Request:
 
     def advance(self, count: int) -> None:
         """The KV of the next `count` tokens was computed."""
-        assert self._state in (State.PREFILL, State.DECODE)
-        assert 0 < count <= self.pending_len
+        assert self._state is State.DECODE or self._state is State.PREFILL
+        assert 0 < count <= len(self.tokens) - self.computed_len
         self.computed_len += count
 
     def append(self, token: int) -> None:
         """Takes a sampled token; the whole sequence before it has KV. Ends the prefill."""
-        assert self.pending_len == 0
+        assert self.computed_len == len(self.tokens)
         if self._state is State.PREFILL:
             self.move(State.DECODE)
         assert self._state is State.DECODE
