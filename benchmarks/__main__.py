@@ -9,13 +9,14 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import cards, engine, gpu, kvstore, prompts, quality, turns
+from benchmarks import cards, engine, gpu, kvstore, overhead, prompts, quality, turns
 
 BENCHMARKS = {
     "cards": cards,
     "engine": engine,
     "gpu": gpu,
     "kvstore": kvstore,
+    "overhead": overhead,
     "prompts": prompts,
     "quality": quality,
     "turns": turns,

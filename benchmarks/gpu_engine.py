@@ -36,10 +36,9 @@ from kvstore.tiered import TieredStore
 
 if TYPE_CHECKING:
     from backends.api import TurnEvent
-    from backends.local.model_config import ModelConfig
     from benchmarks.gpu_serve import Shape
 
-__all__ = ["serve_engine"]
+__all__ = ["Heard", "answered", "ask", "drawn_engine", "serve_engine"]
 
 HOST_BYTES = 16 << 30
 
@@ -64,7 +63,7 @@ class _Drawn:
 
 
 @dataclass(slots=True)
-class _Heard:
+class Heard:
     """What came of one turn."""
 
     first: float = 0.0
@@ -87,7 +86,8 @@ def serve_engine(shape: Shape, name: str, device: str) -> dict[str, float]:
     and the second captures. Raises `RuntimeError` when a turn failed.
     """
     config = synthetic_config(name)
-    engine = _engine(config, shape, device)
+    decoder = Decoder(config, int8_steps(int8_model(config, 1, device), device))
+    engine, _ = drawn_engine(decoder, shape)
     try:
         for attempt in range(1 if device == "cpu" else 3):
             conversations = range(
@@ -103,8 +103,12 @@ def serve_engine(shape: Shape, name: str, device: str) -> dict[str, float]:
     return {**summary(shape, served), "cached_token_share": share}
 
 
-def _engine(config: ModelConfig, shape: Shape, device: str) -> Engine:
-    decoder = Decoder(config, int8_steps(int8_model(config, 1, device), device))
+def drawn_engine(decoder: Decoder, shape: Shape) -> tuple[Engine, DeviceTier]:
+    """An engine around the decoder for prompts that are drawn, and the pages it writes.
+
+    Two rounds of `shape` fit on the device, and what they keep into host memory.
+    """
+    config, device = decoder.config, decoder.device
     layout = config.kv_layout("int8")
     length = shape.prompt + shape.reply
     slots = {
@@ -115,11 +119,12 @@ def _engine(config: ModelConfig, shape: Shape, device: str) -> Engine:
         for group in layout.groups
     }
     pool = DeviceTier(layout, slots, device=device)
+    decoder.prepare(pool, shape.conversations, shape.step_tokens, length)
     policy = Policy()
     store = TieredStore(layout, pool, HostTier(HOST_BYTES), policy=policy)
     words = {f"w{at} ": at for at in range(config.vocab_size)}
     backend = tokenizers.Tokenizer(WordLevel(words, unk_token="w0 "))
-    return Engine(
+    engine = Engine(
         decoder,
         Tokenizer(backend, digest="numbered words"),
         _Drawn(config.vocab_size),
@@ -133,16 +138,16 @@ def _engine(config: ModelConfig, shape: Shape, device: str) -> Engine:
         ),
         context=length,
     )
+    return engine, pool
 
 
 def _space(tenant: str) -> Space:
     return Space("synthetic", "random", "words", "pages", "int8", tenant.encode())
 
 
-def _round(engine: Engine, conversations: range, prompt: int, reply: int) -> tuple[Served, int]:
-    """One turn of each conversation, all asked for at once; and how many tokens were cached."""
-    heard = [_Heard() for _ in conversations]
-    begin = time.perf_counter()
+def ask(engine: Engine, conversations: range, prompt: int, reply: int) -> list[Heard]:
+    """One turn of each conversation, all asked for at once; they are heard as the engine steps."""
+    heard = [Heard() for _ in conversations]
     for conversation, emit in zip(conversations, heard, strict=True):
         turn = Turn(
             id=f"t{conversation}",
@@ -152,13 +157,25 @@ def _round(engine: Engine, conversations: range, prompt: int, reply: int) -> tup
             conversation=str(conversation),
         )
         engine.submit(turn, emit)
+    return heard
+
+
+def answered(engine: Engine, heard: list[Heard]) -> list[Finished]:
+    """Steps until every turn has ended; raises `RuntimeError` when one failed."""
     while any(h.done is None and h.error is None for h in heard):
         engine.step()
-    seconds = time.perf_counter() - begin
     failed = next((h.error for h in heard if h.error is not None), None)
     if failed is not None:
         raise RuntimeError(f"a turn failed: {failed}")
-    done = [h.done for h in heard if h.done is not None]
+    return [h.done for h in heard if h.done is not None]
+
+
+def _round(engine: Engine, conversations: range, prompt: int, reply: int) -> tuple[Served, int]:
+    """One turn of each conversation; and how many tokens were cached."""
+    begin = time.perf_counter()
+    heard = ask(engine, conversations, prompt, reply)
+    done = answered(engine, heard)
+    seconds = time.perf_counter() - begin
     if any(d.usage.completion_tokens != reply for d in done):
         raise RuntimeError(f"a reply has not {reply} tokens")
     cached = sum(d.usage.cached_tokens for d in done)

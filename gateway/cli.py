@@ -90,7 +90,9 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_common(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--model", metavar="MODEL", help="packaged model, or path of a Hugging Face folder"
+        "--model",
+        metavar="MODEL",
+        help="packaged model, path of a Hugging Face folder, or synthetic:NAME",
     )
     command.add_argument(
         "--data", metavar="FOLDER", type=Path, help="folder for conversations, weights and cache"

@@ -158,7 +158,9 @@ class RemoteConfig:
 class EngineConfig:
     """The local engine; see `backends.local.settings.EngineSettings`."""
 
-    model: str = _knob("gemma-3-270m", "packaged model, or path of a Hugging Face folder")
+    model: str = _knob(
+        "gemma-3-270m", "packaged model, path of a Hugging Face folder, or synthetic:NAME"
+    )
     device: str = _knob(
         "auto", "what computes; auto is a CUDA device, if any", choices=("auto", "cpu", "cuda")
     )

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Sequence
+    from collections.abc import Container, Iterable, Iterator, Sequence
 
 __all__ = [
     "Block",
@@ -187,7 +187,7 @@ class Chain(Protocol):
         """The index value of the first `length` tokens."""
         ...
 
-    def known(self, values: Container[int]) -> list[int]:
+    def known(self, values: Container[int]) -> Iterator[int]:
         """The lengths whose rolling value is among `values`, longest first, 0 left out."""
         ...
 

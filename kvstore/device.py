@@ -2,8 +2,8 @@
 
 One arena a group, `uint8 [slots, page_bytes]`; a page is the payload of a whole block, and a
 shorter block is the same runs cut short (docs/kv-record.md). On a CPU the arena is ordinary memory
-that the system commits when it is first written; with CUDA it lies on the card, and restores go
-through pinned host memory, copied on a stream of their own while the host goes on.
+that the system commits when it is first written; with CUDA it lies on the card, and what comes and
+goes is copied beside the steps (`kvstore.copies`).
 
 The engine's thread and the store's readers come here together: one lock.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,19 +20,23 @@ import numpy as np
 import torch
 
 from kvstore.api import TierStats
+from kvstore.copies import PageCopies
 from kvstore.pool import Pool
+from kvstore.room import DeviceRoom
+from kvstore.tables import PageTables
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
 
     from kvstore.api import Block, BlockKey, Group, Layout, Scope
+    from kvstore.copies import Stage
 
     Bytes = NDArray[np.uint8]
 
-__all__ = ["DeviceRoom", "DeviceTier", "slot_counts"]
+__all__ = ["DeviceTier", "Leaving", "slot_counts"]
 
 TYPICAL_TOKENS = 4096
 PAGE = 4096
@@ -55,10 +60,31 @@ def slot_counts(layout: Layout, max_bytes: int) -> dict[int, int]:
     return {group: max_bytes * count // one for group, count in pages.items()}
 
 
+class Leaving:
+    """Payloads on their way from the device to the host, where they take `size` bytes."""
+
+    def __init__(
+        self, read: Callable[[], list[memoryview]], size: int, done: torch.cuda.Event | None
+    ) -> None:
+        self._read, self.size, self._done = read, size, done
+
+    @property
+    def is_here(self) -> bool:
+        """Whether `payloads` need not wait."""
+        return self._done is None or self._done.query()  # type: ignore[no-untyped-call]
+
+    def payloads(self) -> list[memoryview]:
+        """The payloads, in order; waits for them."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._read()
+
+
 class DeviceTier:
     """Implements `kvstore.api.Tier`, and gives its slots to running sequences.
 
-    `slots` says how many pages each group has. `pages[group]` is that group's arena.
+    `slots` says how many pages each group has. `pages[group]` is that group's arena; `tables` say
+    which of them a running sequence holds, and only the engine's thread touches them.
     """
 
     name = "device"
@@ -75,11 +101,11 @@ class DeviceTier:
         self.layout = layout
         self.device = torch.device(device)
         self._on_cpu = self.device.type == "cpu"
-        self._copies: torch.cuda.Stream | None = None
         self._groups = {group.id: group for group in layout.groups}
         self._clock = clock
         self._lock = threading.RLock()
         self._pool = Pool(slots)
+        self.tables = PageTables(self._groups)
         self._ids: dict[BlockKey, bytes] = {}
         self._counts = TierStats(self.name)
         self._closed = False
@@ -94,6 +120,7 @@ class DeviceTier:
                 self.pages[group.id] = torch.from_numpy(array)
             else:
                 self.pages[group.id] = torch.zeros(shape, dtype=torch.uint8, device=self.device)
+        self._copies = None if self._on_cpu else PageCopies(self.pages)
 
     # What running sequences use.
 
@@ -159,50 +186,63 @@ class DeviceTier:
 
     def payload(self, group: int, slot: int, tokens: int) -> memoryview:
         """The payload of the first `tokens` tokens of a held page; a copy unless it is all."""
-        page = self._page(group, slot)
-        if tokens == self.layout.block_tokens:
-            return page.data
-        out = np.empty(tokens * self._groups[group].bytes_per_token, np.uint8)
-        for part, whole in self._runs(self._groups[group], out, page, tokens):
-            part[:] = whole
-        return out.data
+        return self._cut(group, tokens, self._page(group, slot))
+
+    def payloads(self, wanted: Sequence[tuple[int, int, int]]) -> Leaving:
+        """Starts to bring payloads of held pages, each a group, a slot and a count of tokens.
+
+        They are the bytes of now, whatever is written to the slots later; on a CPU only until then.
+        """
+        if self._copies is None:
+            here = [self.payload(*each) for each in wanted]
+            return Leaving(lambda: here, 0, None)
+        stage, done = self._copies.fetch([(group, slot) for group, slot, _ in wanted])
+
+        def read() -> list[memoryview]:
+            rows: Counter[int] = Counter()
+            found = []
+            for group, _, tokens in wanted:
+                found.append(self._cut(group, tokens, stage.page(group, rows[group])))
+                rows[group] += 1
+            return found
+
+        return Leaving(read, stage.size, done)
 
     def write(self, group: int, slot: int, tokens: int, payload: memoryview) -> None:
-        """Puts a payload of `tokens` tokens at the front of a held page."""
-        given = np.frombuffer(payload, np.uint8)
+        """Puts a payload of `tokens` tokens at the front of a held page; waits for the device."""
         with self._lock:
             if self._on_cpu:
-                page = self._arrays[group][slot]
+                self.spread(group, tokens, payload, self._arrays[group][slot])
             else:
                 page = np.zeros(self.pages[group].shape[1], np.uint8)
-            for part, whole in self._runs(self._groups[group], given, page, tokens):
-                whole[:] = part
-            if not self._on_cpu:
+                self.spread(group, tokens, payload, page)
                 self.pages[group][slot] = torch.from_numpy(page).to(self.device)
 
-    def copy_in(self, staged: Sequence[tuple[int, int, Tensor]]) -> None:
-        """Starts to copy whole pages, each a group, a held slot and pinned bytes, to the device.
+    def spread(self, group: int, tokens: int, payload: memoryview, page: Bytes) -> None:
+        """Writes a payload of `tokens` tokens as the front of a whole page's bytes."""
+        given = np.frombuffer(payload, np.uint8)
+        for part, whole in self._runs(self._groups[group], given, page, tokens):
+            whole[:] = part
+
+    def stage(self, counts: Mapping[int, int]) -> Stage | None:
+        """Pinned memory for so many pages of each group; None on a CPU. Any thread."""
+        return None if self._copies is None else self._copies.stage(counts)
+
+    def bring(self, stage: Stage, places: Sequence[tuple[int, int, int]]) -> None:
+        """Starts to copy pages of a stage, each a group, a row and a held slot, to the device.
 
         What is launched later on the caller's stream sees them; the call does not wait.
         """
-        if not staged:
-            return
-        if self._copies is None:
-            self._copies = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        launched = torch.cuda.current_stream(self.device)
-        self._copies.wait_stream(launched)  # the pages' last readers
-        with torch.cuda.stream(self._copies):
-            for group, slot, page in staged:
-                self.pages[group][slot].copy_(page, non_blocking=True)
-        launched.wait_stream(self._copies)
+        assert self._copies is not None
+        self._copies.bring(stage, places)
 
     def room(self) -> DeviceRoom:
         """Where one restore may put its blocks."""
         return DeviceRoom(self)
 
-    def buffer(self, group: int, slot: int) -> memoryview | None:
-        """The page itself where the caller can write it: on a CPU."""
-        return self._views[group][slot] if self._on_cpu else None
+    def buffer(self, group: int, slot: int) -> memoryview:
+        """The page itself, for the caller to write; on a CPU."""
+        return self._views[group][slot]
 
     def retire(self, space: bytes, owner: bytes) -> None:
         """The owner has left: its pages are the first to go."""
@@ -289,6 +329,15 @@ class DeviceTier:
         page: Bytes = arrays[slot if self._on_cpu else 0]
         return page
 
+    def _cut(self, group: int, tokens: int, page: Bytes) -> memoryview:
+        """The payload of a page's first tokens; a copy unless it is all."""
+        if tokens == self.layout.block_tokens:
+            return page.data
+        out = np.empty(tokens * self._groups[group].bytes_per_token, np.uint8)
+        for part, whole in self._runs(self._groups[group], out, page, tokens):
+            part[:] = whole
+        return out.data
+
     def _runs(
         self, group: Group, payload: Bytes, page: Bytes, tokens: int
     ) -> Iterable[tuple[Bytes, Bytes]]:
@@ -329,62 +378,3 @@ def _aligned(shape: tuple[int, int]) -> Bytes:
     raw = np.zeros(size + PAGE, np.uint8)
     start = -raw.ctypes.data % PAGE
     return raw[start : start + size].reshape(shape)
-
-
-class DeviceRoom:
-    """Implements `kvstore.api.Room`: slots of the device, one a block.
-
-    A whole block on a CPU is written where it will be read; anything else goes through a buffer
-    (pinned memory for a device's whole blocks) and is put in its place by `settle`. Every slot that
-    was taken is the caller's to release.
-    """
-
-    def __init__(self, tier: DeviceTier) -> None:
-        self._tier = tier
-        self._staged: dict[BlockKey, memoryview] = {}
-        self._pinned: dict[BlockKey, Tensor] = {}
-        self.slots: dict[BlockKey, int] = {}
-
-    def take(self, keys: Sequence[BlockKey]) -> list[memoryview] | None:
-        wanted: dict[int, list[BlockKey]] = {}
-        for key in keys:
-            if key not in self.slots:
-                wanted.setdefault(key.group, []).append(key)
-        for group, of_group in wanted.items():
-            taken = self._tier.take(group, len(of_group))
-            if taken is None:
-                return None
-            self.slots.update(zip(of_group, taken, strict=True))
-        return [self._buffer(key) for key in keys]
-
-    def settle(self, keys: Iterable[BlockKey]) -> None:
-        """Moves the blocks that arrived to their pages."""
-        pinned = []
-        for key in keys:
-            if (page := self._pinned.pop(key, None)) is not None:
-                self._staged.pop(key)
-                pinned.append((key.group, self.slots[key], page))
-            if (staged := self._staged.pop(key, None)) is not None:
-                self._tier.write(key.group, self.slots[key], key.tokens, staged)
-        self._tier.copy_in(pinned)
-
-    def release(self, keys: Iterable[BlockKey]) -> None:
-        """Gives the slots of these back."""
-        for key in list(keys):
-            if (slot := self.slots.pop(key, None)) is not None:
-                self._tier.release(key.group, [slot])
-
-    def _buffer(self, key: BlockKey) -> memoryview:
-        if key.tokens == self._tier.layout.block_tokens:
-            page = self._tier.buffer(key.group, self.slots[key])
-            if page is not None:
-                return page
-        if key not in self._staged:
-            size = key.tokens * self._tier.bytes_per_token(key.group)
-            whole = key.tokens == self._tier.layout.block_tokens
-            if whole and self._tier.device.type == "cuda":
-                pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-                self._pinned[key], self._staged[key] = pinned, pinned.numpy().data
-            else:
-                self._staged[key] = memoryview(bytearray(size))
-        return self._staged[key]

@@ -30,7 +30,7 @@ import numpy as np
 from kvstore.api import PrefixKey
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable
+    from collections.abc import Container, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -83,7 +83,8 @@ class TokenChain:
         self._powers = _powers(int.from_bytes(base[:8], "little") % (MODULUS - 2) + 2)
         self._tokens = array("I")
         self._rolling = array("Q", [0])
-        self._digests: list[bytes] = [b""]  # of every whole block's end, from length 0
+        # The keys of every whole block's end, from length 0: they are asked for again and again.
+        self._whole = [PrefixKey(self._space, b"", 0, 0)]
         self.extend(tokens)
 
     @property
@@ -108,9 +109,9 @@ class TokenChain:
         rolled = _roll(self._powers.run(at, at + len(more)), ids, self._rolling[-1])
         self._rolling.frombytes(rolled.tobytes())
         self._tokens.extend(more)
-        while len(self._digests) * self._block <= len(self._tokens):
-            end = len(self._digests) * self._block
-            self._digests.append(self._digest(end - self._block, end))
+        while (end := len(self._whole) * self._block) <= len(self._tokens):
+            digest = self._digest(end - self._block, end)
+            self._whole.append(PrefixKey(self._space, digest, end, self._rolling[end]))
 
     def ids(self, start: int, end: int) -> bytes:
         """Tokens [start, end) as uint32 little-endian."""
@@ -131,21 +132,23 @@ class TokenChain:
         """The index value of the first `length` tokens."""
         return self._rolling[length]
 
-    def known(self, values: Container[int]) -> list[int]:
-        """The lengths whose rolling value is among `values`, longest first."""
+    def known(self, values: Container[int]) -> Iterator[int]:
+        """The lengths whose rolling value is among `values`, longest first, as they are asked."""
         found = map(values.__contains__, reversed(self._rolling))
-        return list(compress(range(len(self._tokens), 0, -1), found))
+        return compress(range(len(self._tokens), 0, -1), found)
 
     def key(self, length: int) -> PrefixKey:
         """The key of the first `length` tokens. Raises `IndexError` when there are fewer."""
         if not 0 <= length <= len(self._tokens):
             raise IndexError(f"a chain of {len(self._tokens)} tokens has no prefix of {length}")
         whole, rest = divmod(length, self._block)
-        digest = self._digest(whole * self._block, length) if rest else self._digests[whole]
+        if not rest:
+            return self._whole[whole]
+        digest = self._digest(whole * self._block, length)
         return PrefixKey(self._space, digest, length, self._rolling[length])
 
     def _digest(self, start: int, end: int) -> bytes:
-        before = self._digests[start // self._block]
+        before = self._whole[start // self._block].digest
         h = hashlib.blake2b(before, digest_size=DIGEST_BYTES, key=self._key)
         h.update(self.ids(start, end))
         return h.digest()

@@ -23,7 +23,7 @@ LAW: dict[str, tuple[str, ...]] = {
     "personas": ("personas", "backends.api"),
 }
 # Files outside backends/local that may import torch.
-TORCH = ("kvstore/device.py",)
+TORCH = ("kvstore/copies.py", "kvstore/device.py")
 # The gateway's side of the local engine: in backends/local, loaded by the gateway, free of torch.
 LIGHT = ("backends/local/client.py", "backends/local/settings.py", "backends/local/wire.py")
 

@@ -13,6 +13,7 @@ from backends.api import Capabilities
 from backends.local.checkpoint import load
 from backends.local.engine import Engine
 from backends.local.kernels.cpu import kernel_cache, start_build
+from backends.local.made_up import made_up, synthetic_name
 from backends.local.packaged import prepare
 from backends.local.paged import pages_needed
 from backends.local.prefix import Prefixes
@@ -28,7 +29,10 @@ from kvstore.remote import RemoteTier
 from kvstore.tiered import TieredStore
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from backends.local.checkpoint import LoadedModel
+    from backends.local.kernels.cpu import CpuKernels
     from backends.local.model import DeviceChoice
     from backends.local.progress import Progress
     from backends.local.settings import EngineSettings
@@ -64,9 +68,7 @@ def assemble(settings: EngineSettings, progress: Progress) -> Assembled:
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     # The first start compiles them, which takes seconds; until then PyTorch does the same.
     kernels = start_build(kernel_cache())
-    folder = prepare(settings.model, settings.data_dir, progress)
-    progress("Loading the model", 0, 1)
-    model = load(folder, kernels=kernels, device=_device(settings.device), context=settings.context)
+    model = _load(settings, kernels, progress)
     _ = model.tokenizer.blank_ids  # a scan of the vocabulary that the first turn need not wait for
     layout = model.config.kv_layout(model.decoder.kv_dtype)
     spaces = _Spaces(settings, model, layout)
@@ -83,7 +85,7 @@ def assemble(settings: EngineSettings, progress: Progress) -> Assembled:
                 f"device_bytes ({settings.device_bytes}) is too small for one chat of {context} "
                 "tokens; raise it or lower context"
             )
-    model.decoder.prepare(device, limits.max_running, limits.step_tokens)
+    model.decoder.prepare(device, limits.max_running, limits.step_tokens, context)
     engine = Engine(
         model.decoder,
         model.tokenizer,
@@ -102,6 +104,19 @@ def assemble(settings: EngineSettings, progress: Progress) -> Assembled:
         sampling=model.profile.sampling,
     )
     return Assembled(engine, model.template, capabilities, layout, device)
+
+
+def _load(
+    settings: EngineSettings, kernels: Future[CpuKernels | None], progress: Progress
+) -> LoadedModel:
+    device, context = _device(settings.device), settings.context
+    name = synthetic_name(settings.model)
+    if name is not None:
+        progress("Loading the model", 0, 1)
+        return made_up(name, kernels=kernels, device=device, context=context)
+    folder = prepare(settings.model, settings.data_dir, progress)
+    progress("Loading the model", 0, 1)
+    return load(folder, kernels=kernels, device=device, context=context)
 
 
 def _device(name: str) -> DeviceChoice:

@@ -39,7 +39,9 @@ class Detokenizer:
     def __init__(self, stops: Sequence[str] = ()) -> None:
         self._stops = tuple(stops)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._halved = False  # whether it holds the beginning of a character
         self._text = ""  # everything decoded, leading whitespace and stop string included
+        self._visible_at: int | None = None  # where the first visible character is, once there
         self._sent_len = 0  # [0, sent_len) was given out or is leading whitespace
         self._cut_len: int | None = None  # the reply is text[:cut_len]
         # Per token: characters decoded behind it, and whether it left half a character.
@@ -53,10 +55,18 @@ class Detokenizer:
         """Takes one token's bytes; returns the text that is now certain. Not after a stop."""
         assert not self.stopped
         old_len = len(self._text)
-        self._text += self._decoder.decode(piece)
-        self._ends.append((len(self._text), bool(self._decoder.getstate()[0])))
-        visible_at = len(self._text) - len(self._text.lstrip())
-        self._sent_len = max(self._sent_len, visible_at)
+        if piece.isascii() and not self._halved:  # nearly always
+            self._text += piece.decode("ascii")
+        else:
+            self._text += self._decoder.decode(piece)
+            self._halved = bool(self._decoder.getstate()[0])
+        self._ends.append((len(self._text), self._halved))
+        visible_at = self._visible_at
+        if visible_at is None:
+            visible_at = len(self._text) - len(self._text.lstrip())
+            self._sent_len = visible_at
+            if visible_at < len(self._text):
+                self._visible_at = visible_at
         self._cut_len = self._find_stop(old_len, visible_at)
         if self._cut_len is not None:
             return self._give(self._cut_len)

@@ -11,16 +11,27 @@
 Everything a turn gives comes through its `emit`: text, then one `Finished`, or one `BackendError`.
 After `cancel` took effect nothing comes any more. A turn that fails ends alone; only a failure of
 the model itself ends the turns of that one step together.
+
+One round:
+
+    orders         commands; after them nothing is computed for who was cancelled
+    launch         plan the step and give it to the model
+    catch up       keep what the step computes of a prompt, speak what the step before sampled, end
+                   who said all, admit and restore who waits
+    land           wait for the step's logits, draw its tokens
+
+A device computes while Python catches up. On a CPU `launch` returns when the step is done, so there
+the engine catches up first. A stop string that is found while the next step is under way makes
+that turn's part of it void: its token is never taken, its KV is taken back.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import queue
-import threading
 import time
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
@@ -28,26 +39,27 @@ import structlog
 from backends.errors import BackendError, BackendErrorCode
 from backends.local.commands import Cancel, Forget, Prefetch, Retire, Stop
 from backends.local.generation import Generation
-from backends.local.model import chunks_of
-from backends.local.paged import SequenceKV, pages_needed
+from backends.local.intake import Intake
+from backends.local.live import Flight, Live, Piece, Promises, Turns
+from backends.local.model import Chunk
+from backends.local.paged import SequenceKV
 from backends.local.prefix import Whose
 from backends.local.request import State
 from backends.local.scheduler import Full, Scheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
-    from backends.api import FinishReason, Turn
+    from backends.api import Turn
     from backends.local.commands import Command, Done
     from backends.local.generation import Emit
     from backends.local.model import Decoder
-    from backends.local.prefix import Arrival, Prefix, Prefixes
-    from backends.local.request import Request
+    from backends.local.prefix import Arrival, Prefixes
     from backends.local.sampling import Row
-    from backends.local.scheduler import Limits, Plan, Slice
+    from backends.local.scheduler import Limits, Plan
     from backends.local.template import Template
     from backends.local.tokenizer import Tokenizer
     from kvstore.api import StoreStats
@@ -56,6 +68,9 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "EngineStats"]
 
 log = structlog.get_logger()
+
+WELCOME_S = 0.005
+"""How long a round admits turns while others run; each takes a look-up and perhaps a restore."""
 
 LOADING_POLL_S = 0.001
 """How long the loop sleeps while all it has are restores in flight."""
@@ -74,15 +89,6 @@ class EngineStats:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     sampled_tokens: int = 0
-
-
-@dataclass(slots=True)
-class _Live:
-    """What a running turn holds: freed as one."""
-
-    generation: Generation
-    kv: SequenceKV
-    prefix: Prefix | None = None
 
 
 class Engine:
@@ -105,22 +111,23 @@ class Engine:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._decoder = decoder
-        self._tokenizer = tokenizer
-        self._template = template
+        self._intake = Intake(tokenizer, template, context)
         self._prefixes = prefixes
         self._device = device
         self._limits = limits
-        self._reserved: dict[int, dict[int, int]] = {}
-        """Pages that each running request may come to hold, by group."""
-        self._context = context
         self._draft_tokens = draft_tokens
         self._clock = clock
         self._ids = itertools.count(1)
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
-        self._rendering = threading.Lock()
         # Only the engine's thread touches what follows; `stats` reads snapshots of it.
         self._scheduler = Scheduler(limits)
-        self._live: dict[int, _Live] = {}
+        self._counts: Counter[str] = Counter()
+        promises = Promises(device, limits.step_tokens)
+        self._turns = Turns(self._scheduler, prefixes, promises, self._counts)
+        self._passing: list[Live] = []
+        """Those of whose prompt a step has computed a turning point, or does, that is not kept."""
+        self._unspoken: list[Live] = []
+        """Those that have taken tokens and not said them."""
         self._stats = EngineStats()
         self._stopped = False
 
@@ -130,46 +137,17 @@ class Engine:
         Blocks for the tokenizer. Every failure, a prompt without room for a reply included, goes
         to `emit`, which must not raise.
         """
-        arrived = self._clock()
         id = next(self._ids)
-        try:
-            with self._rendering:
-                prompt = self._template.render(turn)
-            if not prompt.ids:
-                raise BackendError(BackendErrorCode.BAD_REQUEST, "the prompt is empty")
-            if len(prompt.ids) >= self._context:
-                raise BackendError(
-                    BackendErrorCode.CONTEXT_OVERFLOW,
-                    f"the prompt has {len(prompt.ids)} tokens; "
-                    f"the context of {self._context} leaves no room for a reply",
-                    detail={"prompt_tokens": len(prompt.ids), "context": self._context},
-                )
-            generation = Generation(
-                id,
-                turn,
-                prompt,
-                vocabulary=self._tokenizer,
-                context=self._context,
-                emit=emit,
-                arrived=arrived,
-            )
-        except BackendError as error:
-            emit(error)
-        except Exception:
-            log.exception("prompt_failed", request=id)
-            emit(BackendError(BackendErrorCode.INTERNAL, "the prompt could not be made"))
-        else:
+        generation = self._intake.generation(id, turn, emit, self._clock())
+        if generation is not None:
             self._commands.put(generation)
         return id
 
     def prefetch(self, turn: Turn) -> None:
         """Somebody is about to ask for this turn, or more: brings its KV nearer. Never raises."""
-        try:
-            with self._rendering:
-                prompt = self._template.render(turn)
-            self._commands.put(Prefetch(Whose.of(turn, prompt), prompt))
-        except Exception:
-            log.exception("prefetch_failed")
+        order = self._intake.prefetch(turn)
+        if order is not None:
+            self._commands.put(order)
 
     def retire(self, tenant: str, conversation: str) -> None:
         """Somebody left: their KV is the first to make room for others'."""
@@ -205,38 +183,33 @@ class Engine:
                 continue
             try:
                 # Nothing to compute: sleep until a command comes or a restore may have ended.
-                waiting = self._live or self._prefixes.is_waiting
+                waiting = self._turns or self._prefixes.is_waiting
                 self._obey(self._commands.get(timeout=LOADING_POLL_S if waiting else None))
             except queue.Empty:
                 continue
-        for live in list(self._live.values()):
+        self._catch_up()
+        for live in list(self._turns):
             error = BackendError(BackendErrorCode.UNAVAILABLE, "the engine stops", retryable=True)
             live.generation.emit(error)
-            self._end(live, keep=True)
+            self._turns.end(live, keep=True)
         for request in self._scheduler.queued:
             self._scheduler.remove(request)
-        self._count()
+        self._snapshot()
         self._prefixes.close()
 
     def step(self) -> bool:
         """One round; returns whether the model ran."""
         self._take_commands()
-        for request in self._scheduler.admit(self._fits):
-            live = self._live[request.id]
-            with self._failing_alone(live):
-                self._begin(live)
-        for request in self._scheduler.late(self._clock()):
-            message = f"no room came free in {self._limits.max_wait:g} s"
-            self._fail(self._live[request.id], message, BackendErrorCode.OVERLOADED)
-        for arrival in self._prefixes.arrived(self._clock()):
-            live = next(v for v in self._live.values() if v.prefix is arrival.prefix)
-            with self._failing_alone(live):
-                self._restore(live, arrival)
-        plan = self._scheduler.plan()
-        if plan.slices:
-            self._compute(plan)
-        self._count(steps=bool(plan.slices))
-        return bool(plan.slices)
+        flight = self._launch() if self._decoder.runs_beside else None
+        self._catch_up()
+        self._welcome()
+        if flight is None:
+            flight = self._launch()
+        if flight is not None:
+            self._counts["steps"] += 1
+            self._land(flight)
+        self._snapshot()
+        return flight is not None
 
     def _take_commands(self) -> None:
         try:
@@ -250,10 +223,10 @@ class Engine:
             case Generation():
                 self._queue(command)
             case Cancel(id):
-                live = self._live.get(id)
+                live = self._turns.get(id)
                 if live is not None:
-                    self._count(cancelled=1)
-                    self._end(live, keep=True)
+                    self._counts["cancelled"] += 1
+                    self._turns.end(live, keep=True)
             case Prefetch(whose, prompt):
                 self._prefixes.prefetch(whose, prompt.ids, prompt.boundaries)
             case Retire(tenant, conversation):
@@ -267,182 +240,166 @@ class Engine:
         try:
             self._scheduler.add(generation.request)
         except Full as full:
-            self._count(failed=1)
+            self._counts["failed"] += 1
             detail = {"queued": full.max_queued}
             generation.emit(
                 BackendError(BackendErrorCode.OVERLOADED, str(full), retryable=True, detail=detail)
             )
             return
-        self._live[generation.request.id] = _Live(generation, SequenceKV(self._device))
+        self._turns.add(Live(generation, SequenceKV(self._device)))
 
-    def _begin(self, live: _Live) -> None:
-        generation, request = live.generation, live.generation.request
-        generation.clocks.admitted = self._clock()
-        self._count(prompt_tokens=request.prompt_len)
-        live.prefix = self._prefixes.look_up(
-            Whose.of(generation.turn, generation.prompt),
-            request.tokens,
-            generation.boundaries,
-            generation.clocks.admitted,
-        )
-        request.move(State.LOADING)
-
-    def _restore(self, live: _Live, arrival: Arrival) -> None:
-        request = live.generation.request
-        length = self._prefixes.restore(arrival, live.kv)
-        request.restore(length)
-        request.move(State.PREFILL)
-        live.generation.clocks.restored = self._clock()
-        self._count(cached_tokens=length)
-
-    def _fits(self, request: Request) -> bool:
-        """Whether the device has pages for all that this request may come to hold; takes them."""
-        generation = self._live[request.id].generation
-        held: dict[int, int] = {}
-        for group in self._device.layout.groups:
-            step = self._device.layout.block_tokens
-            pages = pages_needed(group, generation.most_tokens, self._limits.step_tokens, step)
-            # One more for the copy of a shared page that is written behind.
-            held[group.id] = min(pages + 1, self._device.size(group.id))
-            taken = sum(other[group.id] for other in self._reserved.values())
-            if taken + held[group.id] > self._device.size(group.id):
-                return False
-        self._reserved[request.id] = held
-        return True
-
-    def _compute(self, plan: Plan) -> None:
-        slices, drafts, parts = [], [], []
-        ids: list[int] = []
-        for piece, guesses in zip(plan.slices, self._draft(plan), strict=True):
-            kv, tokens = self._live[piece.request.id].kv, piece.request.tokens
-            draft = kv.reserve_for(piece.end - piece.start, guesses)
-            if draft is None:
+    def _launch(self) -> Flight | None:
+        """Gives the next step to the model; None when there is nothing to compute."""
+        plan = self._scheduler.plan()
+        if not plan.slices:
+            return None
+        most = self._most_guesses(plan)
+        pieces: list[Piece] = []
+        chunks: list[Chunk] = []
+        for request, start, end in plan.slices:
+            live = self._turns[request.id]
+            guesses = live.generation.drafts(most) if most else []
+            fitting = live.kv.reserve_for(end - start, guesses)
+            if fitting is None:
                 # Abandoned restores still hold pages that were promised to this one.
-                log.warning("pages_exhausted", request=piece.request.id)
-                self._fail(
-                    self._live[piece.request.id],
-                    "the device has no room for this turn's KV",
-                    BackendErrorCode.OVERLOADED,
-                )
+                log.warning("pages_exhausted", request=request.id)
+                message = "the device has no room for this turn's KV"
+                self._turns.fail(live, message, BackendErrorCode.OVERLOADED)
                 continue
-            new = tokens[piece.start : piece.end] + draft
-            ids += new
-            slices.append(piece)
-            drafts.append(draft)
-            parts.append((kv, len(new), 1 + len(draft)))
-        if not slices:
-            return
-        plan = replace(plan, slices=tuple(slices))
+            pieces.append(Piece(live, start, end, fitting))
+            new = request.tokens[start:end]
+            if fitting:
+                new += fitting
+            chunks.append(Chunk(live.kv, new, 1 + len(fitting)))
+        if not pieces:
+            return None
         began = self._clock()
         try:
-            rows = iter(self._decoder.fetch(self._decoder.forward(chunks_of(parts, ids))))
-        except Exception:
-            log.exception("forward_failed", requests=len(plan.slices), tokens=plan.token_count)
-            for piece in plan.slices:
-                self._fail(self._live[piece.request.id], "the model failed")
-            return
-        now = self._clock()
+            logits = self._decoder.forward(chunks)
+        except Exception as error:
+            self._model_failed(pieces, error)
+            return None
         if len(plan.slices) < plan.token_count:
-            self._prefixes.computed(plan.token_count, now - began)
-        sampled = 0
-        for piece, draft in zip(plan.slices, drafts, strict=True):
-            live, own = self._live[piece.request.id], [*itertools.islice(rows, 1 + len(draft))]
-            with self._failing_alone(live):
-                piece.request.advance(piece.end - piece.start)
-                reason, before = None, len(piece.request.tokens)
-                if piece.request.pending_len == 0:
-                    reason = self._sample(live, own, draft, now)
-                    sampled += len(piece.request.tokens) - before
-                self._keep_boundary(live, piece)  # behind the token: nobody waits for it
-                if reason is not None:
-                    self._finish(live, reason)
-        self._count(sampled_tokens=sampled)
+            self._passing += [piece.live for piece in pieces if piece.live.reaches(piece.end)]
+        return Flight(pieces, logits, began)
 
-    def _draft(self, plan: Plan) -> list[list[int]]:
-        """Guesses to verify behind each decode, where the step has rows to spare."""
+    def _most_guesses(self, plan: Plan) -> int:
+        """How many drafts to verify behind each decode: where the step has rows to spare."""
         most = min(self._draft_tokens, self._decoder.row_budget // len(plan.slices) - 1)
         if most < 1 or any(s.request.state is not State.DECODE for s in plan.slices):
-            return [[] for _ in plan.slices]
-        return [self._live[s.request.id].generation.drafts(most) for s in plan.slices]
+            return 0
+        return most
 
-    def _sample(
-        self, live: _Live, rows: Sequence[NDArray[np.float32] | Row], draft: list[int], now: float
-    ) -> FinishReason | None:
-        """Draws the next token, and further ones as long as the draft was right."""
+    def _land(self, flight: Flight) -> None:
+        """Waits for the step and draws its tokens; those that ended meanwhile get none."""
+        try:
+            rows = iter(self._decoder.fetch(flight.logits))
+        except Exception as error:
+            self._model_failed(flight.pieces, error)
+            return
+        now = self._clock()
+        if len(flight.pieces) < flight.token_count:
+            self._prefixes.computed(flight.token_count, now - flight.began)
+        sampled = 0
+        for live, start, end, guesses in flight.pieces:
+            row = next(rows)
+            others = [next(rows) for _ in guesses] if guesses else []
+            request = live.generation.request
+            if request.state is State.ENDED:
+                continue
+            try:
+                request.advance(end - start)
+                if not request.pending_len:
+                    self._unspoken.append(live)
+                    live.generation.take(row, now)
+                    if guesses:
+                        self._verify(live, guesses, others, now)
+                    sampled += len(request.tokens) - end
+            except Exception as error:
+                self._turns.broke(live, error)
+        self._counts["sampled_tokens"] += sampled
+
+    def _verify(
+        self,
+        live: Live,
+        guesses: list[int],
+        rows: Sequence[NDArray[np.float32] | Row],
+        now: float,
+    ) -> None:
+        """Draws further tokens as long as the guess before was right."""
         request = live.generation.request
-        for row, guess in zip(rows, [*draft, None], strict=True):
-            reason = live.generation.sample(row, now)
-            if reason is not None or request.tokens[-1] != guess:
+        for guess, row in zip(guesses, rows, strict=True):
+            if request.state is State.ENDING or request.tokens[-1] != guess:
                 break
             request.advance(1)  # the guess had its KV computed
+            live.generation.take(row, now)
         live.kv.retract(live.kv.length - request.computed_len)
-        return reason
 
-    @contextlib.contextmanager
-    def _failing_alone(self, live: _Live) -> Iterator[None]:
-        """A defect in one turn's work ends that turn and no other."""
+    def _catch_up(self) -> None:
+        """Does what no step waits for, for those that run."""
+        passing, self._passing = self._passing, []
+        for live in passing:
+            self._turns.keep_passed(live)
+        unspoken, self._unspoken = self._unspoken, []
+        for live in unspoken:
+            if live.generation.request.state is State.ENDED:
+                continue
+            try:
+                reason = live.generation.speak()
+                if reason is not None:
+                    self._turns.finish(live, reason)
+            except Exception as error:
+                self._turns.broke(live, error)
+
+    def _welcome(self) -> None:
+        """Admits, looks up and restores, for a few milliseconds at most; refuses who is late."""
+        until = self._clock() + WELCOME_S
+        while admitted := self._scheduler.admit(self._turns.fits, most=1):
+            for request in admitted:
+                self._begin(self._turns[request.id])
+            if self._clock() > until:
+                break
+        for request in self._scheduler.late(self._clock()):
+            message = f"no room came free in {self._limits.max_wait:g} s"
+            self._turns.fail(self._turns[request.id], message, BackendErrorCode.OVERLOADED)
+        for arrival in self._prefixes.arrived(self._clock()):
+            self._restore(self._turns.waiting_for(arrival.prefix), arrival)
+
+    def _begin(self, live: Live) -> None:
+        generation, request = live.generation, live.generation.request
         try:
-            yield
-        except Exception:
-            log.exception("turn_failed", request=live.generation.request.id)
-            self._fail(live, "the turn failed in the engine")
+            generation.clocks.admitted = self._clock()
+            self._counts["prompt_tokens"] += request.prompt_len
+            prefix = self._prefixes.look_up(
+                Whose.of(generation.turn, generation.prompt),
+                request.tokens,
+                generation.boundaries,
+                generation.clocks.admitted,
+            )
+            self._turns.begin(live, prefix)
+            request.move(State.LOADING)
+        except Exception as error:
+            self._turns.broke(live, error)
 
-    def _keep_boundary(self, live: _Live, piece: Slice) -> None:
-        """Keeps the prompt's turning points while their sliding windows are still here.
-
-        Those are the end of what the persona alone says, where every new chat with it begins, and
-        the last message boundary, where a regenerated or edited turn does.
-        """
-        if live.prefix is None:
-            return
-        inside = [b for b in live.generation.boundaries if b < piece.request.prompt_len]
-        for boundary in sorted({live.prefix.whose.shared, *inside[-1:]}):
-            if piece.start < boundary <= piece.end:
-                self._keep(live, piece.request.tokens[:boundary])
-
-    def _finish(self, live: _Live, reason: FinishReason) -> None:
-        assert live.prefix is not None
-        prefix, clocks = live.prefix, live.generation.clocks
-        live.generation.finish(
-            reason,
-            by_tier=prefix.by_tier,
-            miss=prefix.miss,
-            differs_at=prefix.differs_at,
-            saved_ms=self._prefixes.saved_ms(prefix, clocks.timings().restore_ms),
-        )
-        self._count(finished=1)
-        self._end(live, keep=True)
-
-    def _fail(
-        self, live: _Live, message: str, code: BackendErrorCode = BackendErrorCode.INTERNAL
-    ) -> None:
-        self._count(failed=1)
-        retryable = code is BackendErrorCode.OVERLOADED
-        live.generation.emit(BackendError(code, message, retryable=retryable))
-        self._end(live, keep=False)
-
-    def _end(self, live: _Live, *, keep: bool) -> None:
-        """Frees everything the turn holds; keeps its KV first where that is worth it."""
-        request: Request = live.generation.request
-        self._live.pop(request.id, None)
-        self._reserved.pop(request.id, None)
-        self._scheduler.remove(request)
-        request.move(State.ENDED)
-        if live.prefix is not None:
-            self._prefixes.forget(live.prefix)
-            if keep and request.computed_len:
-                self._keep(live, live.generation.kept_tokens())
-        live.kv.free()
-
-    def _keep(self, live: _Live, tokens: list[int]) -> None:
-        assert live.prefix is not None
+    def _restore(self, live: Live, arrival: Arrival) -> None:
+        request = live.generation.request
         try:
-            self._prefixes.keep(live.prefix, live.kv, tokens)
-        except Exception:
-            # The reply is whole; only its cache is not.
-            log.exception("prefix_not_kept", request=live.generation.request.id)
+            length = self._prefixes.restore(arrival, live.kv)
+            request.restore(length)
+            request.move(State.PREFILL)
+            live.generation.clocks.restored = self._clock()
+            self._counts["cached_tokens"] += length
+        except Exception as error:
+            self._turns.broke(live, error)
 
-    def _count(self, **more: int) -> None:
-        added = {name: getattr(self._stats, name) + count for name, count in more.items()}
+    def _model_failed(self, pieces: Sequence[Piece], error: Exception) -> None:
+        """A failure of the model ends the turns of its step."""
+        tokens = sum(piece.end - piece.start for piece in pieces)
+        log.error("forward_failed", requests=len(pieces), tokens=tokens, exc_info=error)
+        for piece in pieces:
+            if piece.live.generation.request.state is not State.ENDED:
+                self._turns.fail(piece.live, "the model failed")
+
+    def _snapshot(self) -> None:
         held = len(self._scheduler.queued), len(self._scheduler.running)
-        self._stats = replace(self._stats, queued=held[0], running=held[1], **added)
+        self._stats = EngineStats(*held, **self._counts)

@@ -1,7 +1,8 @@
 """One reply being spoken: sampled tokens in, turn events out. No torch.
 
 A `Generation` ties a turn to its request, sampler and detokenizer; the engine feeds it one row of
-logits a step. Every event goes to `emit`, on the engine's thread.
+logits a step (`take`), and lets it `speak` when nobody waits for the engine. Every event goes to
+`emit`, on the engine's thread.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from backends.api import (
 )
 from backends.local.detokenize import Detokenizer
 from backends.local.drafts import Drafts
-from backends.local.request import Request
+from backends.local.request import Request, State
 from backends.local.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -96,38 +97,60 @@ class Generation:
         self._end_ids = prompt.end_ids
         self._sampler = Sampler(turn.sampling, prompt.ids, prompt.not_first_ids)
         self._detokenizer = Detokenizer((*prompt.stops, *turn.sampling.stop))
-        self._most = min(turn.sampling.max_tokens, context - len(prompt.ids))
-        self._drafts = Drafts(prompt.ids)
-
-    @property
-    def most_tokens(self) -> int:
+        self.most_tokens = len(prompt.ids) + min(
+            turn.sampling.max_tokens, context - len(prompt.ids)
+        )
         """The length of the sequence if the reply takes all that it may."""
-        return self.request.prompt_len + self._most
+        self._drafts: Drafts | None = None  # made when guesses are first asked for
+        self._spoken_len = len(prompt.ids)
+        self._reason: FinishReason | None = None
 
-    def sample(self, logits: NDArray[np.float32] | Row, now: float) -> FinishReason | None:
-        """Draws the next token of logits [V] and sends its text; says why the reply ends here.
+    def take(self, logits: NDArray[np.float32] | Row, now: float) -> int:
+        """Draws the next token of logits [V]; its text waits for `speak`.
 
+        The request is `ENDING` when the reply ends here for sure: at an end token, or at its bound.
         `now` is the moment the logits were there. Raises `ValueError` for broken logits.
         """
         if isinstance(logits, np.ndarray):
             token = self._sampler.draw(logits)
         else:
             token = self._sampler.draw_from(logits)
-        self.request.append(token)
-        self._drafts.push(token)
-        self.clocks.first = self.clocks.first or now
-        self.clocks.last = now
+        request, clocks = self.request, self.clocks
+        request.append(token)
+        clocks.first = clocks.first or now
+        clocks.last = now
         if token in self._end_ids:
-            return FinishReason.COMPLETE
-        self._send(self._detokenizer.push(self._vocabulary.token_bytes(token)))
-        if self._detokenizer.stopped:
-            return FinishReason.COMPLETE
-        if len(self.request.tokens) - self.request.prompt_len >= self._most:
-            return FinishReason.LENGTH
-        return None
+            self._reason = FinishReason.COMPLETE
+        elif len(request.tokens) >= self.most_tokens:
+            self._reason = FinishReason.LENGTH
+        else:
+            return token
+        request.move(State.ENDING)
+        return token
+
+    def speak(self) -> FinishReason | None:
+        """Sends the text of what was taken since the last call; says why the reply ends with it.
+
+        A stop string ends it as well: tokens that were taken behind one are cut off the request.
+        """
+        tokens = self.request.tokens
+        for at in range(self._spoken_len, len(tokens)):
+            if tokens[at] in self._end_ids:
+                break
+            self._send(self._detokenizer.push(self._vocabulary.token_bytes(tokens[at])))
+            if self._detokenizer.stopped:
+                self.request.cut(at + 1)
+                self._reason = FinishReason.COMPLETE
+                break
+        self._spoken_len = len(tokens)
+        return self._reason
 
     def drafts(self, most: int) -> list[int]:
         """Guesses at the tokens behind the newest, as many as the reply may still take."""
+        if self._drafts is None:
+            self._drafts = Drafts(self.request.tokens)
+        for token in self.request.tokens[len(self._drafts) :]:
+            self._drafts.push(token)
         left = self.most_tokens - len(self.request.tokens)
         return self._drafts.propose(min(most, left - 1)) if left > 1 else []
 
@@ -146,7 +169,7 @@ class Generation:
         usage = Usage(
             prompt_tokens=request.prompt_len,
             cached_tokens=request.restored_len,
-            completion_tokens=len(request.sampled),
+            completion_tokens=len(request.tokens) - request.prompt_len,
             cached_by_tier=by_tier,
             miss=miss,
             differs_at=differs_at,

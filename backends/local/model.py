@@ -7,13 +7,14 @@ in our C++ or our CUDA kernels, which give the same bits as the second.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from backends.local.errors import ModelError
 from backends.local.float32 import Float32Steps
@@ -26,11 +27,9 @@ from backends.local.quantize import quantize
 from backends.local.warming import WarmingSteps
 
 if TYPE_CHECKING:
-    from array import array
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from backends.local.kernels.batch import Steps
     from backends.local.kernels.cpu import CpuKernels
@@ -39,32 +38,20 @@ if TYPE_CHECKING:
     from backends.local.sampling import Row
     from kvstore.device import DeviceTier
 
-__all__ = ["Chunk", "Decoder", "DeviceChoice", "chunks_of", "random_weights"]
+__all__ = ["Chunk", "Decoder", "DeviceChoice", "random_weights"]
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """The next tokens ([T] int64, T >= 1) of a sequence: positions kv.length onwards.
+class Chunk(NamedTuple):
+    """The next tokens (T >= 1 ids) of a sequence: positions kv.length onwards.
 
     Logits are wanted for the last `wanted` of them, at least one.
     """
 
     kv: SequenceKV
-    tokens: Tensor
+    tokens: Sequence[int] | Tensor
     wanted: int = 1
-
-
-def chunks_of(parts: Sequence[tuple[SequenceKV, int, int]], ids: Sequence[int]) -> list[Chunk]:
-    """A chunk for each sequence, its count of tokens and its wanted rows.
-
-    `ids`: the tokens of all of them, laid end to end, which one tensor holds.
-    """
-    tokens = torch.split(torch.tensor(ids), [count for _, count, _ in parts])
-    return [
-        Chunk(kv, new, wanted=wanted) for (kv, _, wanted), new in zip(parts, tokens, strict=True)
-    ]
 
 
 class Decoder:
@@ -156,36 +143,32 @@ class Decoder:
         """How many rows a step computes in little more than the time of one."""
         return self._steps.row_budget
 
-    def prepare(self, arena: DeviceTier, sequences: int, tokens: int) -> None:
+    @property
+    def runs_beside(self) -> bool:
+        """Whether `forward` gives back before its step is computed: there is time until `fetch`."""
+        return self._steps.device != "cpu"
+
+    def prepare(self, arena: DeviceTier, sequences: int, tokens: int, context: int) -> None:
         """Takes every shape of step, so that none is compiled while somebody waits for it.
 
-        Up to `sequences` sequences and `tokens` new tokens a step, in the empty pool `arena`. On a
-        CPU there is nothing to prepare.
+        Up to `sequences` sequences of `context` tokens, and `tokens` new tokens a step, in the
+        empty pool `arena`. On a CPU there is nothing to prepare.
         """
         if self.device == "cpu":
             return
-        sizes = []
-        size = 1 << (sequences - 1).bit_length()
-        while size:  # the largest first: steps with prefill are padded to it
-            sizes.append([1] * min(size, sequences))
-            size //= 2
-        sizes += [[count] for count in range(64, tokens + 64, 64)]
-        for counts in sizes:
-            # Launched, then captured, then replayed.
-            for _ in range(3):
+        from backends.local.gpu.shapes import steps_of_every_shape
+
+        # All are launched before any is captured: what a larger one makes room for drops graphs.
+        for _ in range(3):
+            for counts in steps_of_every_shape(sequences, tokens, context):
                 kvs = [SequenceKV(arena) for _ in counts]
-                try:
+                # A step that has no room now will not have any later.
+                with contextlib.suppress(NoRoom):
                     self.forward(
-                        [
-                            Chunk(kv, torch.zeros(count, dtype=torch.int64))
-                            for kv, count in zip(kvs, counts, strict=True)
-                        ]
+                        [Chunk(kv, [0] * count) for kv, count in zip(kvs, counts, strict=True)]
                     )
-                except NoRoom:
-                    return  # nor will there be for more
-                finally:
-                    for kv in kvs:
-                        kv.free()
+                for kv in kvs:
+                    kv.free()
 
     def fetch(self, logits: Tensor) -> Sequence[NDArray[np.float32] | Row]:
         """What `forward` gave, for the samplers; waits for a device to have computed it."""
@@ -207,58 +190,61 @@ class Decoder:
         arena = chunks[0].kv.arena
         if arena.layout != self._layout:
             raise ValueError(f"the sequence's pool does not keep {self.kv_dtype} pages")
-        for chunk in chunks:
-            count = len(chunk.tokens)
+        for kv, tokens, wanted in chunks:
+            count = len(tokens)
             if not count:
                 raise ValueError("a chunk needs at least one token")
-            if not 0 < chunk.wanted <= count:
-                raise ValueError(f"logits of {chunk.wanted} of {count} tokens")
-            if chunk.kv.arena is not arena:
+            if not 0 < wanted <= count:
+                raise ValueError(f"logits of {wanted} of {count} tokens")
+            if kv.arena is not arena:
                 raise ValueError("sequences of one step share one pool of pages")
-        for chunk in chunks:
-            chunk.kv.reserve(len(chunk.tokens))
+        for kv, tokens, _ in chunks:
+            kv.reserve(len(tokens))
         logits = self._steps.run(_lay_out(chunks))
-        for chunk in chunks:
-            chunk.kv.advance(len(chunk.tokens))
+        for kv, tokens, _ in chunks:
+            kv.advance(len(tokens))
         return logits
 
     def score(self, chunk: Chunk) -> Tensor:
         """Like `forward` for one chunk, with the logits of all its tokens: [T, vocab]."""
-        return self.forward([replace(chunk, wanted=len(chunk.tokens))])
+        return self.forward([chunk._replace(wanted=len(chunk.tokens))])
 
 
 def _lay_out(chunks: Sequence[Chunk]) -> Batch:
     before = np.array([chunk.kv.length for chunk in chunks])
     counts = np.array([len(chunk.tokens) for chunk in chunks])
-    ends = counts.cumsum()
-    within = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
     wanted = np.array([chunk.wanted for chunk in chunks])
-    # The last `wanted` rows of each chunk.
-    rows = np.repeat(ends - wanted.cumsum(), wanted) + np.arange(wanted.sum())
+    ends, lengths = counts.cumsum(), before + counts
+    if len(chunks) == ends[-1]:  # one token each: a decode
+        positions, rows = before, np.arange(len(chunks))
+    else:
+        positions = np.repeat(lengths - ends, counts) + np.arange(ends[-1])
+        # The last `wanted` rows of each chunk.
+        rows = np.repeat(ends - wanted.cumsum(), wanted) + np.arange(wanted.sum())
     arena = chunks[0].kv.arena
+    sequences = np.array([chunk.kv.row for chunk in chunks])
     return Batch(
-        tokens=torch.cat([chunk.tokens for chunk in chunks]).int(),
-        positions=_ints(np.repeat(before, counts) + within),
+        tokens=_ids(chunks),
+        positions=_ints(positions),
         starts=_ints(np.concatenate([[0], ends])),
-        lengths=_ints(before + counts),
+        lengths=_ints(lengths),
         wanted=_ints(rows),
         tables=tuple(
-            _table(arena.pages[group.id], [chunk.kv.table(group.id) for chunk in chunks])
-            for group in arena.layout.groups
+            GroupTable(arena.pages[id], torch.from_numpy(slots), torch.from_numpy(first))
+            for id, (first, slots) in (
+                (group.id, arena.tables.groups[group.id].gather(sequences))
+                for group in arena.layout.groups
+            )
         ),
-        end=int((before + counts).max()),
+        end=int(lengths.max()),
     )
 
 
-def _table(pages: Tensor, tables: Sequence[tuple[int, array[int]]]) -> GroupTable:
-    slots = np.zeros((len(tables), max(len(row) for _, row in tables)), np.int32)
-    for into, (_, row) in zip(slots, tables, strict=True):
-        into[: len(row)] = np.frombuffer(row, np.int32)
-    return GroupTable(
-        pages=pages,
-        slots=torch.from_numpy(slots),
-        first_page=_ints(np.array([first for first, _ in tables])),
-    )
+def _ids(chunks: Sequence[Chunk]) -> Tensor:
+    ids: list[int] = []
+    for _, tokens, _ in chunks:
+        ids += tokens.tolist() if isinstance(tokens, Tensor) else tokens
+    return torch.from_numpy(np.array(ids, np.int32))
 
 
 def _on_gpu(model: QuantModel, device: DeviceChoice, context: int) -> Steps | None:

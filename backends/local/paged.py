@@ -1,34 +1,26 @@
 """The KV of one sequence while it is being worked on: a table of the device's pages.
 
-A group's table is `(first_page, slots)`: entry `j` is the page of tokens
-[(first_page + j) * block_tokens, ...). Sliding groups let go of pages that neither attention nor
-the next kept prefix can ask for, so their memory does not grow with the context.
+The tables of all sequences lie together (`kvstore.tables`), so that a step reads them in one go.
+Sliding groups let go of pages that neither attention nor the next kept prefix can ask for, so their
+memory does not grow with the context.
 """
 
 from __future__ import annotations
 
-import contextlib
-from array import array
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from kvstore.api import BlockKey, Chain, Group
-    from kvstore.device import DeviceTier
+    from kvstore.device import DeviceTier, Leaving
+    from kvstore.tables import GroupRows
 
 __all__ = ["NoRoom", "SequenceKV", "pages_needed"]
 
 
 class NoRoom(Exception):
     """The device has no page left for this sequence now."""
-
-
-@dataclass(slots=True)
-class _Table:
-    first_page: int = 0
-    slots: array[int] = field(default_factory=lambda: array("i"))
 
 
 def pages_needed(group: Group, tokens: int, step_tokens: int, block_tokens: int) -> int:
@@ -54,61 +46,62 @@ class SequenceKV:
     def __init__(self, arena: DeviceTier) -> None:
         self.arena = arena
         self.length = 0
-        self._reserved = 0  # the length that there is room for already
+        self._tables = arena.tables
+        self.row = self._tables.take()
+        """Its row in the pool's page tables."""
+        self._freed = False
+        self._roomy = 0
+        """There is room up to this length, in pages that this sequence alone writes."""
         self._step = arena.layout.block_tokens
-        self._tables = {group.id: _Table() for group in arena.layout.groups}
-
-    def table(self, group: int) -> tuple[int, array[int]]:
-        """First page and slots (int32) of a group; do not mutate."""
-        table = self._tables[group]
-        return table.first_page, table.slots
 
     def first_held(self, group: int) -> int:
         """The first token of a group that is still here."""
-        return self._tables[group].first_page * self._step
+        return int(self._tables.groups[group].first[self.row]) * self._step
 
     def reserve(self, tokens: int) -> None:
         """Makes room for `tokens` more; lets go of pages that no layer can read again.
 
         Raises `NoRoom` when the device has too few pages; another try may succeed later. Room that
-        was made is there until the next `advance`.
+        was made stays until it is filled: who shares its last page later copies it before writing.
         """
-        if self.length + tokens <= self._reserved:
+        if self.length + tokens <= self._roomy:
             return
+        pages = -(-(self.length + tokens) // self._step)
         for group in self.arena.layout.groups:
-            table = self._tables[group.id]
+            table = self._tables.groups[group.id]
             self._let_go(group, table)
             if self.length % self._step:
-                tail = self.length // self._step - table.first_page
+                slots = table.of(self.row)
+                tail = self.length // self._step - table.first[self.row]
                 within = self.length % self._step
-                slot = self.arena.append_slot(group.id, table.slots[tail], within)
+                slot = self.arena.append_slot(group.id, int(slots[tail]), within)
                 if slot is None:
                     raise NoRoom
-                table.slots[tail] = slot
-            pages = -(-(self.length + tokens) // self._step)
-            lacking = pages - table.first_page - len(table.slots)
+                slots[tail] = slot
+            lacking = pages - int(table.first[self.row]) - int(table.counts[self.row])
             if lacking > 0:
                 taken = self.arena.take(group.id, lacking)
                 if taken is None:
                     raise NoRoom
-                table.slots.extend(taken)
-        self._reserved = self.length + tokens
+                table.extend(self.row, taken)
+        self._roomy = pages * self._step
 
     def reserve_for(self, tokens: int, guesses: list[int]) -> list[int] | None:
         """`reserve` for the tokens and the guesses, or the tokens alone; the guesses that fit.
 
         None when there is no room even for the tokens.
         """
-        for fitting in (guesses, []):
-            with contextlib.suppress(NoRoom):
-                self.reserve(tokens + len(fitting))
-                return fitting
-        return None
+        try:
+            self.reserve(tokens + len(guesses))
+        except NoRoom:
+            return self.reserve_for(tokens, []) if guesses else None
+        return guesses
 
     def advance(self, tokens: int) -> None:
         """Counts `tokens` that every owning layer has written."""
         self.length += tokens
-        self._reserved = 0  # others may share the last page from now on
+        if tokens > self._step:
+            self._roomy = 0  # the next `reserve` lets go of what lies before the window by now
 
     def retract(self, tokens: int) -> None:
         """Takes back the newest `tokens` of the latest `advance`; others take their places."""
@@ -122,20 +115,26 @@ class SequenceKV:
         """
         if self.length:
             raise ValueError("only an empty sequence can be restored")
-        tables = {}
+        tables: dict[int, tuple[int, list[int]]] = {}
         for group in self.arena.layout.groups:
             run = [key for key in blocks if key.group == group.id]
             first = self.arena.layout.first_needed(group, length)
             starts = list(range(first, length, self._step))
             if [key.start for key in run] != starts or run[-1].prefix.length != length:
                 raise ValueError(f"group {group.id} does not hold the prefix of {length} tokens")
-            tables[group.id] = _Table(first // self._step, array("i", [slots[key] for key in run]))
-        self._tables = tables
+            tables[group.id] = first // self._step, [slots[key] for key in run]
+        for id, (first, held) in tables.items():
+            self._tables.groups[id].set(self.row, first, held)
         self.length = length
 
-    def payload(self, group: int, start: int, end: int) -> memoryview:
-        """The payload of tokens [start, end), which lie in one page; see `kvstore.api.Block`."""
-        return self.arena.payload(group, self._slot(group, start), end - start)
+    def payloads(self, spans: Sequence[tuple[int, int, int]]) -> Leaving:
+        """Starts to bring the payloads of spans, each a group and tokens [start, end) of one page.
+
+        See `kvstore.api.Block` for the bytes, `DeviceTier.payloads` for when they are there.
+        """
+        return self.arena.payloads(
+            [(group, self._slot(group, start), end - start) for group, start, end in spans]
+        )
 
     def publish(self, keys: Iterable[BlockKey], chain: Chain) -> None:
         """Lets others find blocks of this sequence on the device."""
@@ -152,22 +151,23 @@ class SequenceKV:
 
     def free(self) -> None:
         """Gives every page back. Idempotent."""
-        for group, table in self._tables.items():
-            self.arena.release(group, table.slots)
-            table.slots = array("i")
+        if self._freed:
+            return
+        self._freed = True
+        for id, table in self._tables.groups.items():
+            self.arena.release(id, table.of(self.row).tolist())
+        self._tables.give_back(self.row)
 
     def _slot(self, group: int, start: int) -> int:
-        table = self._tables[group]
-        return table.slots[start // self._step - table.first_page]
+        table = self._tables.groups[group]
+        return int(table.slots[self.row, start // self._step - table.first[self.row]])
 
-    def _let_go(self, group: Group, table: _Table) -> None:
+    def _let_go(self, group: Group, table: GroupRows) -> None:
         if group.window is None:
             return
         # The shortest prefix that may still be kept ends a page before the next token.
         shortest = max(0, self.length + 1 - self._step)
         first = self.arena.layout.first_needed(group, shortest) // self._step
-        gone = first - table.first_page
+        gone = min(first - int(table.first[self.row]), int(table.counts[self.row]))
         if gone > 0:
-            self.arena.release(group.id, table.slots[:gone])
-            del table.slots[:gone]
-            table.first_page = first
+            self.arena.release(group.id, table.drop(self.row, gone))

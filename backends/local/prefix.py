@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import structlog
 
-from kvstore.api import Block, BlockKey, Match, Scope
+from backends.local.outgoing import Outgoing
+from kvstore.api import BlockKey, Match, Scope
 from kvstore.keys import TokenChain, owner_tag
 from kvstore.policy import Policy
 
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from backends.local.paged import SequenceKV
     from backends.local.template import Prompt
     from kvstore.api import Layout, PrefixStore, Space, StoreStats, Ticket
-    from kvstore.device import DeviceRoom, DeviceTier
+    from kvstore.device import DeviceTier
+    from kvstore.room import DeviceRoom
 
     Done = Callable[[int, str], None]
 
@@ -80,6 +82,7 @@ class Prefix:
     deadline: float = math.inf
     """When computing would have been as fast; seconds of the engine's clock."""
     published: int = 0
+    """Others can find the blocks of so many tokens on the device, but for the last partial ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +112,16 @@ class Prefixes:
         self._on_the_way: dict[Ticket, Prefix] = {}
         self._abandoned: dict[Ticket, Prefix] = {}
         self._here: list[Arrival] = []
+        self._outgoing = Outgoing(store)
         self._purging: dict[Ticket, Done] = {}
         self._last: OrderedDict[tuple[str, str], array[int]] = OrderedDict()
 
     @property
     def is_waiting(self) -> bool:
         """Whether something will come without a new command."""
-        return bool(self._on_the_way or self._abandoned or self._here or self._purging)
+        return bool(
+            self._on_the_way or self._abandoned or self._here or self._purging or self._outgoing
+        )
 
     def look_up(
         self, whose: Whose, prompt: Sequence[int], boundaries: Sequence[int] = (), now: float = 0.0
@@ -124,13 +130,16 @@ class Prefixes:
 
         `boundaries` are the ends of the prompt's messages, in tokens; `now` is in seconds.
         """
+        self._outgoing.hand_over()
         chain = self._chain(whose, prompt[:-1])
         if whose.shared:
             self._store.share(chain.space, self._tag(whose.tenant, f"persona:{whose.persona}"))
         match = self._store.match(chain)
         prefix = Prefix(whose, chain, self._device.room(), miss=match.miss)
         prefix.differs_at = self._differs_at(whose, chain)
-        here = [key for key in match.blocks if self._device.leading([key])]
+        here: Sequence[BlockKey] = match.blocks
+        if self._device.leading(here) < len(here):
+            here = [key for key in here if self._device.leading([key])]
         pinned = self._device.pin(here)
         prefix.held = dict(zip(here, pinned or (), strict=False))
         if match.length == len(chain.tokens) and len(prefix.held) == len(match.blocks):
@@ -146,6 +155,7 @@ class Prefixes:
 
     def arrived(self, now: float = 0.0) -> list[Arrival]:
         """Restores that ended since the last call, or that computing has overtaken by `now`."""
+        self._outgoing.hand_over()
         arrivals, self._here = self._here, []
         for loaded in self._store.poll():
             if (prefix := self._on_the_way.pop(loaded.ticket, None)) is not None:
@@ -174,7 +184,7 @@ class Prefixes:
             log.warning("prefix_unusable", problem=str(error), length=length)
             prefix.miss, length = "damaged", 0
         self._release(prefix)
-        prefix.cached_len = length
+        prefix.cached_len = prefix.published = length
         prefix.by_tier = match.by_tier if length else ()
         return length
 
@@ -186,12 +196,11 @@ class Prefixes:
         else:
             self._release(prefix)
 
-    def keep(self, prefix: Prefix, kv: SequenceKV, tokens: Sequence[int]) -> int:
+    def keep(self, prefix: Prefix, kv: SequenceKV, tokens: Sequence[int]) -> None:
         """Keeps the prefix `tokens` on the device and offers what memory lacks of it.
 
         `tokens` begin with the request's prompt (or are a part of it) and all have their KV in
-        `kv`. A block whose first tokens a sliding window forgot is left out. Returns how many
-        blocks the store took.
+        `kv`. A block whose first tokens a sliding window forgot is left out.
         """
         length = len(tokens)
         assert length <= kv.length
@@ -208,17 +217,15 @@ class Prefixes:
             ),
             chain,
         )
-        blocks = [
-            Block(
-                key,
-                chain.ids(key.start, key.prefix.length),
-                kv.payload(key.group, key.start, key.prefix.length),
-                chain.owner(key),
-            )
-            for key in self._store.missing(chain, length)
-            if key.start >= kv.first_held(key.group)
-        ]
-        return self._store.offer(blocks) if blocks else 0
+        self._outgoing.send(
+            [
+                key
+                for key in self._store.missing(chain, length)
+                if key.start >= kv.first_held(key.group) and key not in self._outgoing
+            ],
+            kv,
+            chain,
+        )
 
     def saved_ms(self, prefix: Prefix, restore_ms: float) -> float:
         """What the restore has saved, by the measure of earlier prefills."""
@@ -245,6 +252,7 @@ class Prefixes:
 
         `done(deleted, problem)`: problem is "" when nothing of them is left.
         """
+        self._outgoing.finish()  # so that nothing of theirs comes to the store afterwards
         space = self._space_of(tenant)
         tag = None if owner is None else owner_tag(space.tenant_salt, owner)
         for name in list(self._last):
@@ -262,6 +270,7 @@ class Prefixes:
             done(0, "the engine stops")
         self._purging.clear()
         self._on_the_way.clear()
+        self._outgoing.finish()
         self._store.close()
 
     def _chain(self, whose: Whose, tokens: Sequence[int]) -> TokenChain:

@@ -8,7 +8,7 @@ Token positions, half-open:
     [0, prompt_len)             the prompt
     [prompt_len, len(tokens))   sampled
     PREFILL                     computed_len < prompt_len == len(tokens)
-    DECODE                      computed_len == len(tokens) - 1: the newest token has no KV yet
+    DECODE, ENDING              computed_len == len(tokens) - 1: the newest token has no KV yet
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class State(StrEnum):
     """Admitted; its stored prefix is on the way."""
     PREFILL = "prefill"
     DECODE = "decode"
+    ENDING = "ending"
+    """Its last token is sampled; nobody was told yet."""
     ENDED = "ended"
 
 
@@ -37,7 +39,8 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.QUEUED: frozenset({State.LOADING, State.PREFILL, State.ENDED}),
     State.LOADING: frozenset({State.PREFILL, State.ENDED}),
     State.PREFILL: frozenset({State.DECODE, State.ENDED}),
-    State.DECODE: frozenset({State.ENDED}),
+    State.DECODE: frozenset({State.ENDING, State.ENDED}),
+    State.ENDING: frozenset({State.ENDED}),
     State.ENDED: frozenset(),
 }
 
@@ -103,14 +106,20 @@ class Request:
 
     def advance(self, count: int) -> None:
         """The KV of the next `count` tokens was computed."""
-        assert self._state in (State.PREFILL, State.DECODE)
-        assert 0 < count <= self.pending_len
+        assert self._state is State.DECODE or self._state is State.PREFILL
+        assert 0 < count <= len(self.tokens) - self.computed_len
         self.computed_len += count
 
     def append(self, token: int) -> None:
         """Takes a sampled token; the whole sequence before it has KV. Ends the prefill."""
-        assert self.pending_len == 0
+        assert self.computed_len == len(self.tokens)
         if self._state is State.PREFILL:
             self.move(State.DECODE)
         assert self._state is State.DECODE
         self.tokens.append(token)
+
+    def cut(self, length: int) -> None:
+        """Takes back what was sampled behind the first `length` tokens; the last has no KV then."""
+        assert self.prompt_len < length <= len(self.tokens)
+        del self.tokens[length:]
+        self.computed_len = min(self.computed_len, length - 1)

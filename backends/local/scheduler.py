@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from backends.local.request import Request, State
 
@@ -63,8 +63,7 @@ class Limits:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
+class Slice(NamedTuple):
     """The tokens [start, end) of a request that a step computes."""
 
     request: Request
@@ -123,14 +122,17 @@ class Scheduler:
             queue.remove(request)
         self._forget_idle_tenant(request.tenant)
 
-    def admit(self, fits: Callable[[Request], bool] = lambda _: True) -> tuple[Request, ...]:
-        """Moves requests into the running set and names them; the caller starts their work.
+    def admit(
+        self, fits: Callable[[Request], bool] = lambda _: True, most: int | None = None
+    ) -> tuple[Request, ...]:
+        """Moves requests, at most so many, into the running set and names them; the caller starts
+        their work.
 
         `fits` is asked of the one whose turn it is; when it says no, everybody waits, so that a
         large request is not passed by small ones for ever.
         """
         admitted: list[Request] = []
-        while len(self._running) < self._limits.max_running:
+        while len(self._running) < self._limits.max_running and len(admitted) != most:
             waiting = [tenant for tenant, queue in self._queues.items() if queue]
             if not waiting:
                 break
@@ -158,6 +160,8 @@ class Scheduler:
             for request in self._running.values()
             if request.state is State.DECODE
         ]
+        if len(slices) == len(self._running):
+            return Plan(tuple(slices))
         budget -= len(slices)
         prefills = [r for r in self._running.values() if r.state is State.PREFILL]
         prefills.sort(key=lambda r: (self._tenant_served[r.tenant], self._request_served[r.id]))

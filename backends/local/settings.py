@@ -15,9 +15,10 @@ __all__ = ["EngineSettings"]
 class EngineSettings:
     """Settings of one engine process.
 
-    `model` is the name of a packaged model or the path of a Hugging Face folder. Converted
-    weights, the KV files and the KV secret live under `data_dir`. `device` is `auto` (a
-    CUDA device where there is one), `cpu` or `cuda`. `threads` 0 uses every core.
+    `model` is the name of a packaged model, the path of a Hugging Face folder, or `synthetic:NAME`
+    for random weights of a shape (`backends.local.synthetic`). Converted weights, the KV files and
+    the KV secret live under `data_dir`. `device` is `auto` (a CUDA device where there is one),
+    `cpu` or `cuda`. `threads` 0 uses every core.
     `context` caps the model's own context length, in tokens. `step_tokens` is the budget of one
     scheduling step: decodes first, the rest for chunks of prefill. A turn that waited
     `max_wait_seconds` for its first step is refused. `draft_tokens` bounds the guesses that a

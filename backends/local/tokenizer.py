@@ -49,6 +49,7 @@ class Tokenizer:
     ) -> None:
         self._backend = backend
         self._known: dict[str, list[int]] = {}
+        self._pieces: dict[int, bytes] = {}  # by id, of what has been said
         self.digest = digest
         self.bos_id = bos_id
         self.eos_ids = eos_ids
@@ -75,7 +76,7 @@ class Tokenizer:
         if backend.decoder is not None and backend.decoder.decode(["Ġ"]) == " ":
             self._alphabet = _byte_alphabet()
         self.blank_ids = frozenset(
-            i for i in range(self.vocab_size) if not self.token_bytes(i).strip()
+            i for i in range(self.vocab_size) if not self._read_piece(i).strip()
         )
 
     @classmethod
@@ -152,6 +153,12 @@ class Tokenizer:
 
         Empty for control tokens and for ids without a token (padding rows of the embedding).
         """
+        piece = self._pieces.get(token_id)
+        if piece is None:
+            piece = self._pieces[token_id] = self._read_piece(token_id)
+        return piece
+
+    def _read_piece(self, token_id: int) -> bytes:
         if token_id in self.control_ids:
             return b""
         if token_id in self._literal:

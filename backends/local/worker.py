@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 import threading
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -39,6 +40,8 @@ log = structlog.get_logger()
 STOP_S = 8.0
 """How long the engine may take to write its cache at the end; below the client's own patience."""
 READ_BYTES = 1 << 16
+SWITCH_S = 0.0005
+"""How long a thread may hold the interpreter's lock: the engine's has a device to feed."""
 
 
 class ProgressFrames:
@@ -68,6 +71,10 @@ class Worker:
         self._renderer = ThreadPoolExecutor(1, thread_name_prefix="render")
         self._engine_ids: dict[int, int | None] = {}  # open streams; None while being rendered
         self._tasks: set[asyncio.Task[None]] = set()
+        # What the engine said and nobody sent yet. One wake-up serves for all of a step: each would
+        # make the engine's thread wait for the interpreter's lock.
+        self._said: deque[tuple[int, TurnEvent | BackendError]] = deque()
+        self._woken = False
 
     async def serve(self) -> int:
         """Returns the process's exit code."""
@@ -160,7 +167,10 @@ class Worker:
 
     async def _submit(self, call: int, turn: Turn, assembled: Assembled) -> None:
         def emit(event: TurnEvent | BackendError) -> None:
-            self._from_thread(self._deliver, call, event)
+            self._said.append((call, event))
+            if not self._woken:
+                self._woken = True
+                self._from_thread(self._deliver)
 
         engine = assembled.engine
         id = await self._loop.run_in_executor(self._renderer, engine.submit, turn, emit)
@@ -191,16 +201,22 @@ class Worker:
         else:
             self._send(wire.Forgotten(call, blocks))
 
-    def _deliver(self, call: int, event: TurnEvent | BackendError) -> None:
-        if call not in self._engine_ids:
-            return
-        if isinstance(event, BackendError):
-            del self._engine_ids[call]
-            self._send(wire.Failed.of(call, event))
-            return
-        if isinstance(event, Finished):
-            del self._engine_ids[call]
-        self._send(wire.Event(call, event))
+    def _deliver(self) -> None:
+        """Sends all that was said by now, in one go."""
+        self._woken = False  # first, so that what is said meanwhile wakes us again
+        frames = []
+        while self._said:
+            call, event = self._said.popleft()
+            if call not in self._engine_ids:
+                continue
+            if not isinstance(event, BackendError):
+                frames.append(wire.encode(wire.Event(call, event)))
+            else:
+                frames.append(wire.encode(wire.Failed.of(call, event)))
+            if isinstance(event, BackendError | Finished):
+                del self._engine_ids[call]
+        if frames and not self._writer.is_closing():
+            self._writer.write(b"".join(frames))
 
     def _send(self, message: wire.ToClient) -> None:
         if not self._writer.is_closing():
@@ -261,6 +277,7 @@ def _configure_logs() -> None:
 def main() -> None:
     """Serves the socket whose descriptor is the only argument; exits without awaiting threads."""
     _configure_logs()
+    sys.setswitchinterval(SWITCH_S)
     try:
         code = asyncio.run(_serve(int(sys.argv[1])))
     except KeyboardInterrupt:

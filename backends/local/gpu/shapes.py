@@ -7,7 +7,7 @@ filled on the host and copied to the device in one go.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from backends.local.kernels.pages import PAGE_TOKENS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Ints = NDArray[np.int32]
 
-__all__ = ["BATCHES", "Floor", "Numbers", "Shape", "shape_of"]
+__all__ = ["BATCHES", "Floor", "Numbers", "Shape", "Shapes", "shape_of", "steps_of_every_shape"]
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Numbers of sequences that steps are padded to; beyond the last, multiples of it."""
@@ -62,7 +62,7 @@ def shape_of(batch: Batch, windows: Sequence[int | None], tile_tokens: int, floo
     tokens, sequences = len(batch.tokens), len(batch.lengths)
     decode = tokens == sequences
     padded = _padded(sequences if decode else max(sequences, floor.sequences))
-    rows = padded if decode else _padded(max(tokens, floor.rows))
+    rows = padded if decode else _padded_rows(max(tokens, floor.rows))
     widths = []
     for table, window in zip(batch.tables, windows, strict=True):
         held = table.slots.shape[1]
@@ -78,6 +78,56 @@ def shape_of(batch: Batch, windows: Sequence[int | None], tile_tokens: int, floo
         tiles=0 if decode else rows // tile_tokens + padded,
         widths=tuple(widths),
     )
+
+
+class Shapes:
+    """The shapes of one model's steps, few of them: steps with prefill are padded to the most
+    sequences that any step had, so the largest step should be the first.
+
+    `graphed` is False where a shape costs nothing: each step then gets the smallest.
+    """
+
+    def __init__(
+        self, windows: Sequence[int | None], tile_tokens: int, context: int, *, graphed: bool
+    ) -> None:
+        self._windows = windows
+        self._tile_tokens = tile_tokens
+        self._graphed = graphed
+        self._floor = Floor(64, 1, -(-context // PAGE_TOKENS)) if graphed else Floor()
+
+    def of(self, batch: Batch) -> Shape:
+        """The shape to compute the batch in."""
+        shape = shape_of(batch, self._windows, self._tile_tokens, self._floor)
+        if self._graphed and shape.sequences > self._floor.sequences:
+            self._floor = replace(self._floor, sequences=shape.sequences)
+        return shape
+
+
+def steps_of_every_shape(sequences: int, tokens: int, context: int) -> Iterator[list[int]]:
+    """Steps that take every shape once, each as the new tokens of its sequences.
+
+    Up to `sequences` sequences of less than `context` tokens, `tokens` new ones a step. The step of
+    the most sequences comes first, and of the others the largest.
+    """
+    size = _padded(sequences)
+    while size:
+        yield [1] * min(size, sequences)
+        size = size - BATCHES[-1] if size > BATCHES[-1] else size // 2
+    most = min(tokens, sequences * (context - 1))
+    rows = [64]
+    while rows[-1] < most:
+        rows.append(_padded_rows(rows[-1] + 1))
+    for count in reversed(rows):
+        whole, rest = divmod(min(count, most), context - 1)
+        yield [context - 1] * whole + ([rest] if rest else [])
+
+
+def _padded_rows(count: int) -> int:
+    """Rows of a step with prefill: 64, 128, then at most an eighth of a power of two too many."""
+    if count <= BATCHES[-1]:
+        return _padded(count)
+    step = max(128, _power(count) // 8)
+    return -(-count // step) * step
 
 
 def _padded(count: int) -> int:

@@ -14,8 +14,7 @@ import structlog
 import torch
 
 from backends.local.gpu.launches import Launches, Scratch, spans_read
-from backends.local.gpu.shapes import Floor, Numbers, Shape, shape_of
-from backends.local.kernels.pages import PAGE_TOKENS
+from backends.local.gpu.shapes import Numbers, Shape, Shapes
 from backends.local.layers import RopeTables
 
 if TYPE_CHECKING:
@@ -99,8 +98,10 @@ class GpuSteps:
         self._rope_of: list[tuple[Tensor, Tensor]] = []
         self._graphs: dict[tuple[Shape, tuple[int, ...]], torch.cuda.CUDAGraph | None] = {}
         self._graphed = graphs and on_cuda
-        # Few shapes where each is a graph; none wider than it must be where nothing is captured.
-        self._floor = Floor(64, 1, -(-context // PAGE_TOKENS)) if self._graphed else Floor()
+        launches = self._launches
+        self._shapes = Shapes(
+            launches.windows, launches.tile_tokens, context, graphed=self._graphed
+        )
         self._make_positions(context)
         self._most = (0, 0, 0, 0)
         self._scratch: Scratch | None = None
@@ -113,9 +114,7 @@ class GpuSteps:
     @torch.inference_mode()
     def run(self, batch: Batch) -> Tensor:
         launches = self._launches
-        shape = shape_of(batch, launches.windows, launches.tile_tokens, self._floor)
-        if self._graphed and shape.sequences > self._floor.sequences:
-            self._floor = replace(self._floor, sequences=shape.sequences)
+        shape = self._shapes.of(batch)
         self._make_positions(batch.end)
         numbers = self._numbers.get(shape)
         if numbers is None or self._scratch is None:
@@ -147,7 +146,8 @@ class GpuSteps:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._launches.step(numbers, pages, scratch, self._rope_of)
             self._graphs[key] = graph
-            _log.debug("graph_captured", shape=str(numbers.shape))
+            # After the engine's start this should not be seen: somebody waits meanwhile.
+            _log.info("graph_captured", shape=str(numbers.shape), graphs=len(self._graphs))
         graph.replay()
 
     def _make_positions(self, end: int) -> None:

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
     from backends.local.model import Chunk
 
 
+@pytest.fixture(autouse=True)
+def patient_welcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How busy this machine is does not decide who is admitted together."""
+    monkeypatch.setattr("backends.local.engine.WELCOME_S", 60.0)
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder of a tiny Llama with random weights."""

@@ -135,7 +135,7 @@ class Rig:
 
     def held(self) -> int:
         stats = self.engine.stats()
-        assert len(vars(self.engine)["_live"]) == stats.queued + stats.running
+        assert len(vars(self.engine)["_turns"]) == stats.queued + stats.running
         return stats.queued + stats.running
 
     def speak(self, *turns: Turn) -> list[Heard]:

@@ -83,7 +83,7 @@ def said(
     recorded.rows = {}
     heard: list[Heard] = [rig.submit(turn)[1] for turn in turns]
     rig.engine.step()
-    live = next(iter(vars(rig.engine)["_live"].values()))
+    live = next(iter(vars(rig.engine)["_turns"]))
     name = id(live.kv)
     rig.drain()
     done = finished(heard[0])

@@ -87,7 +87,7 @@ def restored(kv: SequenceKV, length: int) -> SequenceKV:
             end = min(start + layout.block_tokens, length)
             taken = pool.take(group.id, 1)
             assert taken is not None
-            payload = bytes(kv.payload(group.id, start, end))
+            payload = bytes(kv.payloads([(group.id, start, end)]).payloads()[0])
             pool.write(group.id, taken[0], end - start, memoryview(payload))
             slots[BlockKey(PrefixKey(b"", b"", end, rolling=0), start, group.id)] = taken[0]
     warm = SequenceKV(pool)

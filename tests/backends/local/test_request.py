@@ -14,11 +14,13 @@ def at(state: State) -> Request:
     request = Request(1, "t", [5, 6, 7])
     if state is State.LOADING:
         request.move(State.LOADING)
-    if state in (State.PREFILL, State.DECODE):
+    if state in (State.PREFILL, State.DECODE, State.ENDING):
         request.move(State.PREFILL)
-    if state is State.DECODE:
+    if state in (State.DECODE, State.ENDING):
         request.advance(3)
         request.append(9)
+    if state is State.ENDING:
+        request.move(State.ENDING)
     if state is State.ENDED:
         request.move(State.ENDED)
     return request
@@ -52,6 +54,19 @@ def test_lengths() -> None:
     request.append(10)
     assert request.sampled == [9, 10]
     assert request.computed_len == request.prompt_len + 1
+
+
+def test_cut() -> None:
+    """What is cut off is as if it had never been sampled: the last token has no KV."""
+    request = at(State.DECODE)
+    for token in (10, 11, 12):
+        request.advance(1)
+        request.append(token)
+    request.cut(5)
+    assert request.tokens == [5, 6, 7, 9, 10]
+    assert request.pending_len == 1
+    request.cut(5)
+    assert (request.sampled, request.computed_len) == ([9, 10], 4)
 
 
 def test_empty_prompt() -> None:

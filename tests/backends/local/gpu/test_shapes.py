@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.local.gpu.shapes import Floor, Numbers, shape_of
+from backends.api import Message, Role, Sampling, Turn
+from backends.local.gpu.shapes import Floor, Numbers, Shape, Shapes, shape_of, steps_of_every_shape
 from backends.local.kernels.batch import Batch
 from backends.local.kernels.pages import GroupTable
+from backends.local.model import Decoder
+from backends.local.model_config import ModelConfig
+from backends.local.scheduler import Limits
+from backends.local.testing import arena
+from kvstore.host import HostTier
+from kvstore.tiered import TieredStore
+from tests.backends.local.rig import Rig
+
+if TYPE_CHECKING:
+    from backends.local.checkpoint import LoadedModel
+    from backends.local.model_config import KVDtype
 
 TILE = 16
 
@@ -84,3 +100,68 @@ def test_small_prefills_share_a_shape() -> None:
         for counts in ([2], [60], [2, 1, 1], [1, 1, 50, 1])
     }
     assert len(shapes) == 1
+
+
+class Noted:
+    """Implements `Steps`: notes the shapes that a GPU would take, and answers at random."""
+
+    kv_dtype: KVDtype = "float32"
+    numerics = "none"
+    device = "noted"
+    row_budget = 1
+
+    def __init__(self, config: ModelConfig, context: int) -> None:
+        windows = [group.window for group in config.kv_layout().groups]
+        self._shapes = Shapes(windows, TILE, context, graphed=True)
+        self._random = torch.Generator().manual_seed(1)
+        self._vocabulary = config.vocab_size
+        self.taken: set[Shape] = set()
+
+    def run(self, batch: Batch) -> torch.Tensor:
+        self.taken.add(self._shapes.of(batch))
+        return torch.rand(len(batch.wanted), self._vocabulary, generator=self._random)
+
+
+def test_nothing_new_after_prepare(model: LoadedModel) -> None:
+    """Turns of any length and company, cold, warm, in chunks: prepared shapes serve them all."""
+    context, limits = 1500, Limits(max_running=11, step_tokens=700)
+    config = ModelConfig.synthetic(vocab_size=model.config.vocab_size, windows=(128, None))
+    steps = Noted(config, context)
+    decoder = Decoder(config, steps)
+    pool = arena(config, limits.max_running * context)
+    decoder.prepare(pool, limits.max_running, limits.step_tokens, context)
+    prepared = set(steps.taken)
+    assert len(prepared) < 15
+    rig = Rig(
+        replace(model, config=config, decoder=decoder),
+        limits=limits,
+        context=context,
+        device=pool,
+        store=TieredStore(pool.layout, pool, HostTier(1 << 28)),
+    )
+    drawn = random.Random(5)
+    for number in range(60):
+        text = "word " * drawn.choice([1, 20, 63, 64, 130, 200])
+        turn = Turn(
+            id=f"t{number}",
+            messages=(Message(Role.USER, text, "You"),),
+            speaker="Guide",
+            sampling=Sampling(temperature=0.0, max_tokens=drawn.choice([1, 3, 70, 200])),
+            conversation=str(number % 7),
+        )
+        rig.submit(turn)
+        for _ in range(drawn.choice([0, 1, 5, 40])):
+            rig.engine.step()
+    rig.drain()
+    assert rig.engine.stats().finished == 60
+    assert rig.engine.stats().cached_tokens > 0
+    assert steps.taken == prepared
+
+
+@given(sequences=st.integers(1, 700), tokens=st.integers(1, 9000), context=st.integers(200, 9000))
+def test_few_shapes(sequences: int, tokens: int, context: int) -> None:
+    """However large the steps, a server has some thirty shapes; none is left out between."""
+    made = list(steps_of_every_shape(sequences, max(tokens, sequences), context))
+    assert len(made) <= 36
+    assert len(made[0]) == sequences
+    assert all(len(counts) <= sequences and max(counts) < context for counts in made)
