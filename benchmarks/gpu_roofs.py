@@ -119,7 +119,7 @@ def _products(
 ) -> dict[str, dict[str, float]]:
     """int8 products by layer kind, in the order that a layer runs them; the head comes last.
 
-    A weight meets two digits of an activation, which counts as two products.
+    A weight that meets two digits of an activation counts as two products.
     """
     hidden, inner = config.hidden_size, config.intermediate_size
     queries = config.q_heads * config.head_dim
@@ -136,8 +136,9 @@ def _products(
     for at, (name, (outputs, inputs)) in enumerate(sizes.items()):
         times = sorted(taken[at : -1 : len(sizes)])
         seconds = times[len(times) // 2]
-        moved = outputs * inputs + 2 * rows * inputs + 4 * rows * outputs
-        done = 2 * 2 * rows * outputs * inputs
+        digits = 2 if name == "down" else 1
+        moved = outputs * inputs + digits * rows * inputs + 4 * rows * outputs
+        done = 2 * digits * rows * outputs * inputs
         found[name] = {
             "rows": rows,
             "outputs": outputs,

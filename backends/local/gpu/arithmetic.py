@@ -18,15 +18,12 @@ __all__ = [
     "exp",
     "exp_below",
     "gate",
-    "half_digits",
     "halves_of",
     "halves_sum",
     "inverse_of",
     "round_even",
-    "signed_digits",
     "store_digits",
     "whole_sum",
-    "wide_dot",
 ]
 
 
@@ -137,54 +134,3 @@ def halves_of(codes, PACKED: tl.constexpr):
             pack=4,
         )
     return codes.to(tl.float16)
-
-
-@triton.jit
-def half_digits(x, inverse, PACKED: tl.constexpr):
-    """The codes nearest to x * inverse, from 0 to 32767, as float16 digits: 256 high - minus_low.
-
-    See `wide_dot` for the sign.
-    """
-    bits = _bits(x * inverse)  # the code is in the last two bytes
-    if PACKED:
-        return tl.inline_asm_elementwise(
-            """
-            {
-            .reg .b32 t, u, bias;
-            mov.b32 bias, 0x64006400;
-            prmt.b32 t, $2, $3, 0x5410;
-            shr.u32 u, t, 8;
-            lop3.b32 $0, u, 0x00ff00ff, 0x64006400, 0xea;
-            lop3.b32 $1, t, 0x00ff00ff, 0x64006400, 0xea;
-            sub.rn.f16x2 $0, $0, bias;
-            sub.rn.f16x2 $1, bias, $1;
-            }
-            """,
-            "=&r,=&r,r,r",
-            [bits],
-            dtype=(tl.float16, tl.float16),
-            is_pure=True,
-            pack=2,
-        )
-    high = (bits >> 8) & 127
-    return high.to(tl.float16), (-(bits & 255)).to(tl.float16)
-
-
-@triton.jit
-def wide_dot(high, minus_low, values):
-    """The whole products of `half_digits` and whole halves, rounded once to float32.
-
-    Both sums are exact. A compiler that saw their sum, not a difference, would make the one the
-    other's accumulator, which cannot hold it.
-    """
-    return tl.dot(high, values) * 256.0 - tl.dot(minus_low, values)
-
-
-@triton.jit
-def signed_digits(codes):
-    """Floats high and low, whole and from -128 to 127, of whole floats: 256 high + low.
-
-    Codes are within +-(127 * 256 + 127).
-    """
-    high = round_even(codes * (1 / 256) + 1 / 512)  # never half way
-    return high, codes - high * 256.0

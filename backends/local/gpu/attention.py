@@ -1,9 +1,9 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """Attention over pages of int8 KV: `reference.attend` in its own order, span by span.
 
-The codes of queries and of softmax weights are two 8-bit digits: those of queries meet 8-bit keys
-in integers, those of weights 8-bit values in half precision, where every sum stays below 2**24, so
-that float32 counts it exactly.
+The codes of queries meet those of keys in integers. Softmax weights' codes, 0 to 255, meet those of
+values in half precision: a span's sums stay below 255 * 127 * 256 < 2**24, which float32 counts
+exactly.
 
 A decode is spread over the sequence by spans, each giving its own result, and `merge_spans` folds
 them in ascending order, which is the reference's order. Pages outside a window are not read.
@@ -17,40 +17,17 @@ import triton.language as tl
 from backends.local.gpu.arithmetic import (
     codes_of,
     exp_below,
-    half_digits,
     halves_of,
     inverse_of,
+    round_even,
     store_digits,
     whole_sum,
-    wide_dot,
 )
 
 __all__ = ["DECODE_HEADS", "attend_chunks", "decode_spans", "merge_spans"]
 
 DECODE_HEADS = 16
 """Query heads that a program of `decode_spans` takes: rows of the smallest tile."""
-
-
-@triton.jit
-def _add_dots(
-    total,  # int32 [ROWS, 256]
-    q_at,  # pointers [ROWS] to the rows' high digits
-    q_plane,
-    row_ok,
-    k,  # int8 [256, PIECE]: dimensions `begin` and on
-    begin,
-    D: tl.constexpr,
-    SIZE: tl.constexpr,
-    PIECE: tl.constexpr,
-):
-    """`total` with the products of queries and keys over some dimensions added."""
-    dims = begin + tl.arange(0, PIECE)
-    q_high = _load(q_at, row_ok, dims, D, SIZE)
-    q_low = _load(q_at + q_plane, row_ok, dims, D, SIZE)
-    k = tl.trans(k)
-    # One accumulator after the other takes half of the registers.
-    total += tl.dot(q_high, k, out_dtype=tl.int32) * 256
-    return tl.dot(q_low, k, total, out_dtype=tl.int32)
 
 
 @triton.jit
@@ -63,8 +40,8 @@ def _load(at, ok, dims, D: tl.constexpr, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _weigh(scores, v_scale, PACKED: tl.constexpr):
-    """A span's largest score, sum of weights, digits of weights times scales, and their step.
+def _weigh(scores, v_scale):
+    """A span's largest score, sum of weights, codes of weights times scales (float16), their step.
 
     scores: [ROWS, 256], -inf where a row does not see the key; the largest is -inf where it sees
     none.
@@ -75,14 +52,13 @@ def _weigh(scores, v_scale, PACKED: tl.constexpr):
     total = whole_sum(weights, 256)
     scaled = weights * v_scale[None, :]
     most = tl.max(scaled, axis=1)
-    high, minus_low = half_digits(scaled, inverse_of(most, 32639.0)[:, None], PACKED)
-    return largest, total, high, minus_low, most * (1 / 32639)
+    codes = round_even(scaled * inverse_of(most, 255.0)[:, None]).to(tl.float16)
+    return largest, total, codes, most * (1 / 255)
 
 
 @triton.jit(do_not_specialize=["width"])
 def decode_spans(
-    q_digits,  # int8 [2, rows, Hq, D]
-    q_plane,
+    q_codes,  # int8 [T, Hq, D]
     q_scale,  # float32 [T, Hq]
     starts,  # int32 [B + 1]
     lengths,  # int32 [B]
@@ -134,21 +110,22 @@ def decode_spans(
         head_ok = head < G
         q_row = row.to(tl.int64) * (KV_HEADS * G) + kv_head * G + head
         by_query = tl.load(q_scale + q_row, mask=head_ok, other=0.0)
-        q_at, k_at = q_digits + q_row * D, pages + base + inside * D
+        q_at, k_at = q_codes + q_row * D, pages + base + inside * D
         dots = tl.zeros([ROWS, 256], tl.int32)
         for begin in tl.static_range(0, SIZE, PIECE):
-            k = _load(k_at, seen, begin + tl.arange(0, PIECE), D, SIZE)
-            dots = _add_dots(dots, q_at, q_plane, head_ok, k, begin, D, SIZE, PIECE)
+            dims = begin + tl.arange(0, PIECE)
+            k = tl.trans(_load(k_at, seen, dims, D, SIZE))
+            dots = tl.dot(_load(q_at, head_ok, dims, D, SIZE), k, dots, out_dtype=tl.int32)
         scores = dots.to(tl.float32) * by_query[:, None] * k_scale[None, :]
         scores = tl.where(seen[None, :], scores, -float("inf"))
-        largest, total, high, minus_low, step = _weigh(scores, v_scale, PACKED)
+        largest, total, weights, step = _weigh(scores, v_scale)
         at = ((b * KV_HEADS + kv_head) * P + span - first).to(tl.int64) * G + head
         tl.store(tops + at, largest, mask=head_ok)
         tl.store(totals + at, total, mask=head_ok)
         for begin in tl.static_range(0, SIZE, PIECE):
             dims = begin + tl.arange(0, PIECE)
             v = halves_of(_load(k_at + plane, seen, dims, D, SIZE), PACKED)
-            values = wide_dot(high, minus_low, v) * step[:, None]
+            values = tl.dot(weights, v) * step[:, None]
             ok = head_ok[:, None] & (dims < D)[None, :]
             tl.store(outs + at[:, None] * D + dims[None, :], values, mask=ok)
 
@@ -223,8 +200,7 @@ def _folded(out, values, old, new, some):
 
 @triton.jit(do_not_specialize=["width"])
 def attend_chunks(
-    q_digits,
-    q_plane,
+    q_codes,
     q_scale,
     starts,
     lengths,
@@ -264,7 +240,7 @@ def attend_chunks(
         here = length - count + token  # positions
         q_row = (start + token).to(tl.int64) * (KV_HEADS * G) + kv_head * G + head
         by_query = tl.load(q_scale + q_row, mask=row_ok, other=0.0)
-        q_at = q_digits + q_row * D
+        q_at = q_codes + q_row * D
         plane: tl.constexpr = 64 * KV_HEADS * D
         table = slots + b * width - tl.load(first_page + b)
         top = tl.full([ROWS], -float("inf"), tl.float32)
@@ -285,8 +261,9 @@ def attend_chunks(
             k_at = pages + base + inside * D
             dots = tl.zeros([ROWS, 256], tl.int32)
             for begin in tl.static_range(0, SIZE, PIECE):
-                k = _load(k_at, ok, begin + tl.arange(0, PIECE), D, SIZE)
-                dots = _add_dots(dots, q_at, q_plane, row_ok, k, begin, D, SIZE, PIECE)
+                dims = begin + tl.arange(0, PIECE)
+                k = tl.trans(_load(k_at, ok, dims, D, SIZE))
+                dots = tl.dot(_load(q_at, row_ok, dims, D, SIZE), k, dots, out_dtype=tl.int32)
             scales = halves + base // 2 + plane + inside
             k_scale = tl.load(scales, mask=ok, other=0.0).to(tl.float32)
             v_scale = tl.load(scales + 64 * KV_HEADS, mask=ok, other=0.0).to(tl.float32)
@@ -295,7 +272,7 @@ def attend_chunks(
             if WINDOW:
                 seen = seen & (keys[None, :] > here[:, None] - WINDOW)
             scores = tl.where(seen, scores, -float("inf"))
-            largest, total, high, minus_low, step = _weigh(scores, v_scale, PACKED)
+            largest, total, weights, step = _weigh(scores, v_scale)
             some = largest > -float("inf")
             larger = tl.maximum(top, largest)
             safe = tl.where(larger == -float("inf"), 0.0, larger)
@@ -304,11 +281,11 @@ def attend_chunks(
             top = larger
             dims = tl.arange(0, PIECE)
             v = halves_of(_load(k_at + plane, ok, dims, D, SIZE), PACKED)
-            values = wide_dot(high, minus_low, v) * step[:, None]
+            values = tl.dot(weights, v) * step[:, None]
             one = _folded(one, values, old, new, some)
             if PIECE < SIZE:
                 v = halves_of(_load(k_at + plane, ok, PIECE + dims, D, SIZE), PACKED)
-                values = wide_dot(high, minus_low, v) * step[:, None]
+                values = tl.dot(weights, v) * step[:, None]
                 two = _folded(two, values, old, new, some)
         sums = tl.where(sums > 0, sums, 1.0)[:, None]
         to = out + q_row[:, None] * D + tl.arange(0, PIECE)[None, :]

@@ -1,7 +1,6 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
-"""int8 linear layers: two dot products of 7-bit digits for one of 14-bit codes, summed in int32.
-
-For a model that was trained with 8-bit activations (`max_code` 127) one digit is enough.
+"""int8 linear layers, summed in int32: one dot product for 8-bit activation codes, for those of
+14 bits (behind the gate) two, of 7-bit digits.
 
 Integer sums are exact in any order, so tiles and splits are chosen for speed alone: no choice here
 changes a bit. A product is left as `splits` partial sums, which the kernel that reads it adds up
@@ -41,7 +40,7 @@ def _linear(
     BLOCK_K: tl.constexpr,
     SPLITS: tl.constexpr,
     WHOLE_K: tl.constexpr,
-    NARROW: tl.constexpr,  # codes are within +-127: the low digit is all
+    NARROW: tl.constexpr,  # codes of 8 bits: the low digit is all
     FINISH: tl.constexpr,
 ):
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)

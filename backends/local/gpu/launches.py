@@ -42,7 +42,7 @@ class Scratch:
     digits: Tensor  # int8 [2, T * widest input]
     scales: tuple[Tensor, Tensor]  # float32 [T], taken in turns
     sums: Tensor  # int32, a product's partial sums
-    q_digits: Tensor  # int8 [2, T * Hq * D]
+    q_codes: Tensor  # int8 [T, Hq * D]
     q_scale: Tensor  # float32 [T, Hq]
     attended: Tensor  # float32 [T, Hq * D]
     tops: Tensor  # float32, one a span and head
@@ -76,7 +76,7 @@ class Scratch:
             digits=torch.zeros((2, tokens * widest), dtype=torch.int8, device=device),
             scales=(floats(tokens), floats(tokens)),
             sums=torch.zeros(sums, dtype=torch.int32, device=device),
-            q_digits=torch.zeros((2, tokens * queries), dtype=torch.int8, device=device),
+            q_codes=torch.zeros((tokens, queries), dtype=torch.int8, device=device),
             q_scale=floats(tokens, config.q_heads),
             attended=floats(tokens, queries),
             tops=floats(parts),
@@ -136,12 +136,12 @@ class Launches:
             numbers["tokens"],
             model.embedding.codes,
             model.embedding.scale,
+            model.embed_factor,
             s.x,
             layers[0].before_attention,
             s.digits,
             ins,
             plane,
-            FACTOR=config.embed_scale,
             MAX_CODE=layers[0].qkv.max_code,
             num_warps=_norm_warps(config.hidden_size, tokens),
             **self._norm,
@@ -281,8 +281,7 @@ class Launches:
             numbers["owners"],
             slots,
             first_page,
-            s.q_digits,
-            s.q_digits.stride(0),
+            s.q_codes,
             s.q_scale,
             codes,
             halves,
@@ -304,7 +303,7 @@ class Launches:
             **exact,
         )
         plane = s.digits.stride(0)
-        queries = (s.q_digits, s.q_digits.stride(0), s.q_scale, numbers["starts"])
+        queries = (s.q_codes, s.q_scale, numbers["starts"])
         kv = (slots, first_page, codes, halves)
         sizes = {"KV_HEADS": config.kv_heads, "G": self._g, "D": config.head_dim, "SIZE": self._dim}
         window = spec.window or 0

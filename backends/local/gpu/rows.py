@@ -17,7 +17,6 @@ from backends.local.gpu.arithmetic import (
     halves_sum,
     inverse_of,
     round_even,
-    signed_digits,
     store_digits,
 )
 
@@ -61,12 +60,12 @@ def embed_and_norm(
     tokens,  # int32 [T]
     codes,  # int8 [V, N]
     scale,  # [V]
+    factor,  # [N]
     x,  # float32 [T, N], written
     weight,  # of the first norm
     digits,
     row_scale,
     plane,
-    FACTOR: tl.constexpr,
     EPS: tl.constexpr,
     N: tl.constexpr,
     SIZE: tl.constexpr,
@@ -79,7 +78,7 @@ def embed_and_norm(
     ok = columns < N
     token = tl.load(tokens + row)
     values = tl.load(codes + token.to(tl.int64) * N + columns, mask=ok, other=0).to(tl.float32)
-    values = values * tl.load(scale + token) * FACTOR
+    values = values * tl.load(scale + token) * tl.load(factor + columns, mask=ok, other=0.0)
     tl.store(x + row.to(tl.int64) * N + columns, values, mask=ok)
     by = tl.load(weight + columns, mask=ok, other=0.0)
     normed = _normed(values, by, N, SIZE, LEVELS, EPS)
@@ -193,8 +192,7 @@ def split_heads(
     owners,  # int32 [T]
     slots,  # int32 [B, width]
     first_page,  # int32 [B]
-    q_digits,  # int8 [2, rows, Hq, D], written
-    q_plane,  # elements of one of the two
+    q_codes,  # int8 [T, Hq, D], written
     q_scale,  # float32 [T, Hq], written
     pages,  # int8, the arena's bytes, written
     halves,  # the same bytes as float16
@@ -213,7 +211,7 @@ def split_heads(
     SIZE: tl.constexpr,
     LEVELS: tl.constexpr,
 ):
-    """Norm and rotation of one head; a query becomes two digits, a key or value goes to its page.
+    """Norm and rotation of one head; a query becomes codes, a key or value goes to its page.
 
     A row without an owner writes its query alone.
     """
@@ -247,15 +245,11 @@ def split_heads(
         first = turned
     largest = tl.maximum(tl.max(tl.abs(first), axis=0), tl.max(tl.abs(second), axis=0))
     if head < Q_HEADS:
-        inverse_q = inverse_of(largest, 32639.0)
-        out = q_digits + (row.to(tl.int64) * Q_HEADS + head) * D + columns
-        high, low = signed_digits(round_even(first * inverse_q))
-        tl.store(out, high.to(tl.int8), mask=ok)
-        tl.store(out + q_plane, low.to(tl.int8), mask=ok)
-        high, low = signed_digits(round_even(second * inverse_q))
-        tl.store(out + HALF, high.to(tl.int8), mask=ok)
-        tl.store(out + q_plane + HALF, low.to(tl.int8), mask=ok)
-        tl.store(q_scale + row * Q_HEADS + head, largest * (1 / 32639) * SCALE)
+        inverse = inverse_of(largest, 127.0)
+        out = q_codes + (row.to(tl.int64) * Q_HEADS + head) * D + columns
+        tl.store(out, codes_of(first, inverse).to(tl.int8), mask=ok)
+        tl.store(out + HALF, codes_of(second, inverse).to(tl.int8), mask=ok)
+        tl.store(q_scale + row * Q_HEADS + head, largest * (1 / 127) * SCALE)
     else:
         owner = tl.load(owners + row)
         if owner >= 0:

@@ -141,12 +141,6 @@ def test_gates_are_the_reference_s(device: str, activation: str) -> None:
     assert torch.equal(out.cpu(), row_scale)
 
 
-def q_digits(codes: Tensor, device: str) -> Tensor:
-    """int8 [2, ...]: signed digits, 256 * high + low."""
-    high = torch.floor((codes + 128) / 256)
-    return torch.stack([high, codes - 256 * high]).to(torch.int8).to(device)
-
-
 @pytest.mark.parametrize("window", [None, 70, 300])
 @pytest.mark.parametrize(
     ("kv_heads", "group", "dim", "piece"), [(1, 4, 32, 32), (2, 3, 48, 32), (1, 20, 64, 64)]
@@ -169,16 +163,14 @@ def test_decode_attention_is_the_reference_s(
     expected = reference.attend(
         q, table, 0, kv_heads, torch.tensor([0, 1, 2]), ints[1][[0, 2]], window, 0.25
     )
-    codes, q_scale = reference.quantize_rows(q, reference.WIDE)
+    codes, q_scale = reference.quantize_rows(q, reference.QUERY_CODE)
     reads = 3
     parts = 3 * heads * reads
     tops, totals, outs = (torch.zeros(n, device=device) for n in (parts, parts, parts * dim))
     there = pages.to(device)
     size = 32 if dim == 32 else 64
-    digits_of_q = q_digits(codes, device)
     attention.decode_spans[(3, kv_heads * -(-group // attention.DECODE_HEADS), reads)](
-        digits_of_q,
-        digits_of_q.stride(0),
+        codes.to(torch.int8).to(device),
         (q_scale * 0.25).to(device),
         ints[0].to(device),
         ints[1].to(device),
@@ -251,15 +243,13 @@ def test_chunk_attention_is_the_reference_s(
     q = drawn(25, heads, dim)
     table = GroupTable(pages, slots, ints[2])
     expected = reference.attend(q, table, 0, kv_heads, ints[0], ints[1], window, 0.25)
-    codes, q_scale = reference.quantize_rows(q, reference.WIDE)
+    codes, q_scale = reference.quantize_rows(q, reference.QUERY_CODE)
     owners = torch.tensor([0, 0, 0, 2, -1], dtype=torch.int32)
     firsts = torch.tensor([0, 8, 16, 0, 0], dtype=torch.int32)
     out = torch.zeros(25, heads, dim, device=device)
     there = pages.to(device)
-    digits = q_digits(codes, device)
     attention.attend_chunks[(5, kv_heads)](
-        digits,
-        digits.stride(0),
+        codes.to(torch.int8).to(device),
         (q_scale * 0.25).to(device),
         ints[0].to(device),
         ints[1].to(device),
