@@ -2,7 +2,8 @@
 """The scalar rules of `kernels.reference`, for Triton: the same sums, roundings and polynomials.
 
 Kernels that call these are launched with `enable_fp_fusion=False`, so that no product and sum are
-rounded together, and divide and take roots in round-to-nearest.
+rounded together, and divide and take roots in round-to-nearest. Where `tl.fma` stands the product
+alone would be exact, so that nothing is lost by rounding once.
 
 Whole numbers up to 2**22 stay floats: adding 1.5 * 2**23 rounds to whole, and the bits of the sum
 hold the number, while conversions run at a fraction of the rate of additions.
@@ -23,7 +24,7 @@ __all__ = [
     "inverse_of",
     "round_even",
     "store_digits",
-    "whole_sum",
+    "whole_of",
 ]
 
 
@@ -48,9 +49,9 @@ def halves_sum(x, ROWS: tl.constexpr, SIZE: tl.constexpr, LEVELS: tl.constexpr):
 
 
 @triton.jit
-def whole_sum(x, SIZE: tl.constexpr):
-    """Sums rows of x [ROWS, SIZE] as `reference.whole_sum` does; [ROWS]."""
-    return tl.sum(_bits(x * 4194304.0) - 0x4B400000, axis=1).to(tl.float32) * (1 / 4194304)
+def whole_of(x):
+    """Numbers in [0, 1] in steps of 2**-22, as `reference.whole_sum` counts them: int32."""
+    return tl.fma(x, 4194304.0, 12582912.0).to(tl.int32, bitcast=True) - 0x4B400000
 
 
 @triton.jit
@@ -61,19 +62,19 @@ def exp(x):
 
 @triton.jit
 def exp_below(x):
-    """`exp` for x <= 88."""
-    cut = tl.maximum(x, -86.0)
-    shifted = cut * 1.44269504 + 12582912.0
+    """`exp` for x <= 88. Below -86 all but the last line is rubbish."""
+    shifted = x * 1.44269504 + 12582912.0
     n = shifted - 12582912.0
-    r = (cut - n * 0.693359375) - n * -2.12194440e-4
+    r = tl.fma(n, -0.693359375, x) - n * -2.12194440e-4
     y = r * (1 / 720) + (1 / 120)
     y = y * r + (1 / 24)
     y = y * r + (1 / 6)
     y = y * r + 0.5
     y = y * r + 1.0
     y = y * r + 1.0
-    power = (shifted.to(tl.int32, bitcast=True) << 23) + 0x3F800000
-    return tl.where(x < -86.0, 0.0, y * power.to(tl.float32, bitcast=True))
+    # Times 2**n, by its exponent: of `shifted`, only n's last bits are left.
+    bits = y.to(tl.int32, bitcast=True) + (shifted.to(tl.int32, bitcast=True) << 23)
+    return tl.where(x < -86.0, 0.0, bits.to(tl.float32, bitcast=True))
 
 
 @triton.jit

@@ -16,6 +16,8 @@ import torch
 import triton
 import triton.language as tl
 
+from backends.local.gpu.chain import await_previous, fetch_ahead
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -42,6 +44,7 @@ def _linear(
     WHOLE_K: tl.constexpr,
     NARROW: tl.constexpr,  # codes of 8 bits: the low digit is all
     FINISH: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     outs = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -55,7 +58,13 @@ def _linear(
     low = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
     steps = tl.cdiv(K, BLOCK_K)
     share = tl.cdiv(steps, SPLITS)
-    for step in range(split * share, tl.minimum(steps, (split + 1) * share)):
+    begin, end = split * share, tl.minimum(steps, (split + 1) * share)
+    if CHAINED and BLOCK_M <= 64:  # else the weights are little beside the work
+        rows_at = codes + tl.minimum(outs, N - 1).to(tl.int64) * K
+        for line in range(begin * BLOCK_K, tl.minimum(end * BLOCK_K, K), 128):
+            fetch_ahead(rows_at + line)
+    await_previous(CHAINED)
+    for step in range(begin, end):
         at = step * BLOCK_K
         x_ok = row_ok[:, None]
         w_ok = out_ok[:, None]
@@ -112,21 +121,36 @@ def tiles_for(tokens: int, outputs: int, inputs: int, *, split: bool = True) -> 
     return Tiles(m, n, k, splits, 4, 3 if n == 128 else 4)
 
 
-def linear_sums(digits: Tensor, tokens: int, linear: QuantLinear, out: Tensor, tiles: Tiles) -> int:
+def linear_sums(
+    digits: Tensor,
+    tokens: int,
+    linear: QuantLinear,
+    out: Tensor,
+    tiles: Tiles,
+    *,
+    chained: bool = False,
+) -> int:
     """Partial sums of digits [2, rows, K] times the layer's codes; returns how many.
 
     `out`: int32, at least splits * tokens * N elements; holds [splits, tokens, N] afterwards.
     """
-    _launch(digits, tokens, linear, digits, out, tiles, finish=False)
+    _launch(digits, tokens, linear, digits, out, tiles, finish=False, chained=chained)
     return tiles.splits
 
 
 def linear_logits(
-    digits: Tensor, row_scale: Tensor, tokens: int, linear: QuantLinear, out: Tensor, tiles: Tiles
+    digits: Tensor,
+    row_scale: Tensor,
+    tokens: int,
+    linear: QuantLinear,
+    out: Tensor,
+    tiles: Tiles,
+    *,
+    chained: bool = False,
 ) -> None:
     """The layer's float32 outputs [tokens, N], into `out`; row_scale: float32 [rows]."""
     assert tiles.splits == 1
-    _launch(digits, tokens, linear, row_scale, out, tiles, finish=True)
+    _launch(digits, tokens, linear, row_scale, out, tiles, finish=True, chained=chained)
 
 
 def _launch(
@@ -138,6 +162,7 @@ def _launch(
     tiles: Tiles,
     *,
     finish: bool,
+    chained: bool,
 ) -> None:
     outputs, inputs = linear.codes.shape
     assert digits.dtype == torch.int8
@@ -159,7 +184,9 @@ def _launch(
         WHOLE_K=inputs % tiles.k == 0,
         NARROW=linear.max_code <= 127,
         FINISH=finish,
+        CHAINED=chained,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
         enable_fp_fusion=False,
+        launch_pdl=chained,
     )

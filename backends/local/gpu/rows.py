@@ -19,6 +19,7 @@ from backends.local.gpu.arithmetic import (
     round_even,
     store_digits,
 )
+from backends.local.gpu.chain import await_previous
 
 __all__ = ["add_and_norm", "embed_and_norm", "gate_rows", "quantize_rows", "split_heads"]
 
@@ -71,11 +72,13 @@ def embed_and_norm(
     SIZE: tl.constexpr,
     LEVELS: tl.constexpr,
     MAX_CODE: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):
     """x = the token's embedding; the codes of its norm."""
     row = tl.program_id(0)
     columns = tl.arange(0, SIZE)
     ok = columns < N
+    await_previous(CHAINED)
     token = tl.load(tokens + row)
     values = tl.load(codes + token.to(tl.int64) * N + columns, mask=ok, other=0).to(tl.float32)
     values = values * tl.load(scale + token) * tl.load(factor + columns, mask=ok, other=0.0)
@@ -106,6 +109,7 @@ def add_and_norm(
     SIZE: tl.constexpr,
     LEVELS: tl.constexpr,
     MAX_CODE: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):
     """x += norm(product); the codes of norm(x). With GATHER, program i works on row wanted[i]."""
     at = tl.program_id(0)
@@ -114,16 +118,17 @@ def add_and_norm(
         row = tl.load(wanted + at)
     columns = tl.arange(0, SIZE)
     ok = columns < N
+    by_column = tl.load(scale + columns, mask=ok, other=0.0)
+    by = tl.load(weight + columns, mask=ok, other=0.0)
+    await_previous(CHAINED)
     h = _summed(sums, row, columns, ok, T, N, SPLITS)
-    h = h * tl.load(in_scale + row) * tl.load(scale + columns, mask=ok, other=0.0)
+    h = h * tl.load(in_scale + row) * by_column
     if AFTER:
-        by = tl.load(after + columns, mask=ok, other=0.0)
-        h = _normed(h, by, N, SIZE, LEVELS, EPS)
+        h = _normed(h, tl.load(after + columns, mask=ok, other=0.0), N, SIZE, LEVELS, EPS)
     x_at = x + row.to(tl.int64) * N + columns
     values = tl.load(x_at, mask=ok, other=0.0) + h
     if not GATHER:
         tl.store(x_at, values, mask=ok)
-    by = tl.load(weight + columns, mask=ok, other=0.0)
     normed = _normed(values, by, N, SIZE, LEVELS, EPS)
     _store_codes(normed, columns, ok, digits, row_scale, at, N, plane, MAX_CODE)
 
@@ -142,11 +147,13 @@ def gate_rows(
     N: tl.constexpr,
     SIZE: tl.constexpr,
     MAX_CODE: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):
     """The codes of act(gate) * up."""
     row = tl.program_id(0)
     columns = tl.arange(0, SIZE)
     ok = columns < N
+    await_previous(CHAINED)
     by_row = tl.load(in_scale + row)
     first = _summed(sums, row, columns, ok, T, 2 * N, SPLITS)
     first = first * by_row * tl.load(scale + columns, mask=ok, other=0.0)
@@ -158,26 +165,21 @@ def gate_rows(
 @triton.jit
 def quantize_rows(
     x,  # float32 [T, N]
-    owners,  # int32 [T], the sequence of each row, -1 for none
-    starts,  # int32 [B + 1]
     digits,
     row_scale,
     plane,
     N: tl.constexpr,
     SIZE: tl.constexpr,
     MAX_CODE: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):
-    """The codes of the rows that belong to a chunk of more than one token."""
+    """The codes of rows."""
     row = tl.program_id(0)
-    owner = tl.load(owners + row)
-    many = owner >= 0
-    if many:
-        many = tl.load(starts + owner + 1) - tl.load(starts + owner) > 1
-    if many:
-        columns = tl.arange(0, SIZE)
-        ok = columns < N
-        values = tl.load(x + row.to(tl.int64) * N + columns, mask=ok, other=0.0)
-        _store_codes(values, columns, ok, digits, row_scale, row, N, plane, MAX_CODE)
+    columns = tl.arange(0, SIZE)
+    ok = columns < N
+    await_previous(CHAINED)
+    values = tl.load(x + row.to(tl.int64) * N + columns, mask=ok, other=0.0)
+    _store_codes(values, columns, ok, digits, row_scale, row, N, plane, MAX_CODE)
 
 
 @triton.jit(do_not_specialize=["T", "width", "row_bytes"])
@@ -210,6 +212,7 @@ def split_heads(
     D: tl.constexpr,
     SIZE: tl.constexpr,
     LEVELS: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):
     """Norm and rotation of one head; a query becomes codes, a key or value goes to its page.
 
@@ -221,6 +224,7 @@ def split_heads(
     HALF: tl.constexpr = D // 2
     columns = tl.arange(0, SIZE // 2)
     ok = columns < HALF
+    await_previous(CHAINED)
     by_row = tl.load(in_scale + row)
     begin = head * D
     first = _summed(sums, row, begin + columns, ok, T, N, SPLITS)
