@@ -95,11 +95,12 @@ def _step_bytes(config: ModelConfig, context: int) -> int:
 def _attention(
     steps: Steps, batch: Batch, config: ModelConfig, bandwidth: float
 ) -> dict[str, float]:
-    """Decode attention of a layer: the kernel that reads the pages, and with the merge."""
+    """Decode attention of a layer: the kernel that reads the pages, and with the merge to codes."""
     moved = STREAMS * kv_bytes(config, CONTEXT, value_bytes=1, scale_bytes=2) / len(config.layers)
     taken = _kernels(steps, batch)
     pages = sum(t for name, t in taken if "decode_spans" in name) / len(config.layers)
-    merge = sum(t for name, t in taken if "merge_spans" in name) / len(config.layers)
+    behind = ("merge_spans", "quantize_rows")
+    merge = sum(t for name, t in taken if name.startswith(behind)) / len(config.layers)
     return {
         "bytes": moved,
         "pages_seconds": pages,
