@@ -86,8 +86,7 @@ def _linear(
         tl.store(out + split.to(tl.int64) * T * N + at, total, mask=ok)
 
 
-_PROGRAMS = 264
-"""Two a multiprocessor of an H100, which is what has room there for tiles of 64 rows."""
+_MULTIPROCESSORS = 132  # of an H100 and an H200
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,23 +101,30 @@ class Tiles:
     stages: int
 
 
-def tiles_for(tokens: int, outputs: int, inputs: int, *, split: bool = True) -> Tiles:
-    """The cut for x [tokens, inputs] @ w [outputs, inputs].T, reckoned for an H100.
+def tiles_for(tokens: int, linear: QuantLinear, *, split: bool = True) -> Tiles:
+    """The cut for `tokens` rows, reckoned for an H100.
 
-    Few tokens: the weights are read once, by enough programs to keep its 132 multiprocessors
-    reading, where need be by splitting the inputs. Many: square tiles for the tensor cores.
+    Few rows: what moves fewest bytes through the L2 cache with no multiprocessor idle, where need
+    be by splitting the inputs. Many: square tiles for the tensor cores.
     """
+    outputs, inputs = linear.codes.shape
     k = 128
     if tokens > 64:
         return Tiles(128, 128, k, 1, 8, 3)
-    m = max(16, triton.next_power_of_2(tokens))
-    # A program reads all rows' codes beside its weights: wide tiles do so less often.
-    n = 128 if m == 64 and outputs >= 64 * 128 else 64
-    columns, steps = -(-outputs // n), -(-inputs // k)
-    splits = 1
-    while split and splits * 2 * columns <= _PROGRAMS and splits * 4 <= steps and splits < 16:
-        splits *= 2
-    return Tiles(m, n, k, splits, 4, 3 if n == 128 else 4)
+    m: int = max(16, triton.next_power_of_2(tokens))
+    digits = 1 if linear.max_code <= 127 else 2
+    steps = -(-inputs // k)
+
+    def moved(choice: tuple[int, int]) -> float:
+        """Bytes: a program's rows and weights, sums written and read; more where some are idle."""
+        n, splits = choice
+        programs = -(-outputs // n) * splits
+        read = programs * -(-steps // splits) * k * (digits * m + n)
+        return (read + 8 * m * outputs * splits) * max(1.0, _MULTIPROCESSORS / programs)
+
+    cuts = [1, *(s for s in (2, 4, 8, 16) if split and 2 * s <= steps)]
+    n, splits = min(((n, splits) for n in (64, 128) for splits in cuts), key=moved)
+    return Tiles(m, n, k, splits, 4, 4)
 
 
 def linear_sums(

@@ -203,7 +203,7 @@ class Launches:
                 last=last,
             )
             ins, outs = outs, ins
-        tiles = tiles_for(shape.wanted, *model.head.codes.shape, split=False)
+        tiles = tiles_for(shape.wanted, model.head, split=False)
         linear_logits(
             s.digits, ins, shape.wanted, model.head, s.logits, tiles, chained=self._chained
         )
@@ -213,13 +213,13 @@ class Launches:
     def sums_needed(self, tokens: int) -> int:
         """Partial sums of the largest product of `tokens` rows."""
         return max(
-            tokens * len(linear.scale) * tiles_for(tokens, *linear.codes.shape).splits
+            tokens * len(linear.scale) * tiles_for(tokens, linear).splits
             for layer in self._model.layers
             for linear in (layer.qkv, layer.out, layer.gate_up, layer.down)
         )
 
     def _product(self, s: Scratch, tokens: int, linear: QuantLinear) -> int:
-        tiles = tiles_for(tokens, *linear.codes.shape)
+        tiles = tiles_for(tokens, linear)
         return linear_sums(s.digits, tokens, linear, s.sums, tiles, chained=self._chained)
 
     def _residual(

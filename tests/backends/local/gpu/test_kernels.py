@@ -65,7 +65,7 @@ def test_a_finished_product_is_the_reference_s(device: str) -> None:
     codes, row_scale = reference.quantize_rows(x, max_code(96))
     out = torch.zeros(150, device=device)
     linear = QuantLinear(weight.to(device), scale.to(device), max_code(96))
-    tiles = tiles_for(3, 50, 96, split=False)
+    tiles = tiles_for(3, linear, split=False)
     linear_logits(digits_of(codes).to(device), row_scale.to(device), 3, linear, out, tiles)
     assert torch.equal(out.cpu().view(3, 50), reference.linear(x, weight.float(), scale, 8191))
 
