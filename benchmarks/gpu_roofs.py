@@ -95,11 +95,12 @@ def _step_bytes(config: ModelConfig, context: int) -> int:
 def _attention(
     steps: Steps, batch: Batch, config: ModelConfig, bandwidth: float
 ) -> dict[str, float]:
-    """Decode attention of a layer: the kernel that reads the pages, and with the merge."""
+    """Decode attention of a layer: the kernel that reads the pages, and with the merge to codes."""
     moved = STREAMS * kv_bytes(config, CONTEXT, value_bytes=1, scale_bytes=2) / len(config.layers)
     taken = _kernels(steps, batch)
     pages = sum(t for name, t in taken if "decode_spans" in name) / len(config.layers)
-    merge = sum(t for name, t in taken if "merge_spans" in name) / len(config.layers)
+    behind = ("merge_spans", "quantize_rows")
+    merge = sum(t for name, t in taken if name.startswith(behind)) / len(config.layers)
     return {
         "bytes": moved,
         "pages_seconds": pages,
@@ -119,7 +120,7 @@ def _products(
 ) -> dict[str, dict[str, float]]:
     """int8 products by layer kind, in the order that a layer runs them; the head comes last.
 
-    A weight meets two digits of an activation, which counts as two products.
+    A weight that meets two digits of an activation counts as two products.
     """
     hidden, inner = config.hidden_size, config.intermediate_size
     queries = config.q_heads * config.head_dim
@@ -136,8 +137,9 @@ def _products(
     for at, (name, (outputs, inputs)) in enumerate(sizes.items()):
         times = sorted(taken[at : -1 : len(sizes)])
         seconds = times[len(times) // 2]
-        moved = outputs * inputs + 2 * rows * inputs + 4 * rows * outputs
-        done = 2 * 2 * rows * outputs * inputs
+        digits = 2 if name == "down" else 1
+        moved = outputs * inputs + digits * rows * inputs + 4 * rows * outputs
+        done = 2 * digits * rows * outputs * inputs
         found[name] = {
             "rows": rows,
             "outputs": outputs,

@@ -2,7 +2,8 @@
 """The scalar rules of `kernels.reference`, for Triton: the same sums, roundings and polynomials.
 
 Kernels that call these are launched with `enable_fp_fusion=False`, so that no product and sum are
-rounded together, and divide and take roots in round-to-nearest.
+rounded together, and divide and take roots in round-to-nearest. Where `tl.fma` stands the product
+alone would be exact, so that nothing is lost by rounding once.
 
 Whole numbers up to 2**22 stay floats: adding 1.5 * 2**23 rounds to whole, and the bits of the sum
 hold the number, while conversions run at a fraction of the rate of additions.
@@ -18,15 +19,12 @@ __all__ = [
     "exp",
     "exp_below",
     "gate",
-    "half_digits",
     "halves_of",
     "halves_sum",
     "inverse_of",
     "round_even",
-    "signed_digits",
     "store_digits",
-    "whole_sum",
-    "wide_dot",
+    "whole_of",
 ]
 
 
@@ -51,9 +49,9 @@ def halves_sum(x, ROWS: tl.constexpr, SIZE: tl.constexpr, LEVELS: tl.constexpr):
 
 
 @triton.jit
-def whole_sum(x, SIZE: tl.constexpr):
-    """Sums rows of x [ROWS, SIZE] as `reference.whole_sum` does; [ROWS]."""
-    return tl.sum(_bits(x * 4194304.0) - 0x4B400000, axis=1).to(tl.float32) * (1 / 4194304)
+def whole_of(x):
+    """Numbers in [0, 1] in steps of 2**-22, as `reference.whole_sum` counts them: int32."""
+    return tl.fma(x, 4194304.0, 12582912.0).to(tl.int32, bitcast=True) - 0x4B400000
 
 
 @triton.jit
@@ -64,19 +62,19 @@ def exp(x):
 
 @triton.jit
 def exp_below(x):
-    """`exp` for x <= 88."""
-    cut = tl.maximum(x, -86.0)
-    shifted = cut * 1.44269504 + 12582912.0
+    """`exp` for x <= 88. Below -86 all but the last line is rubbish."""
+    shifted = x * 1.44269504 + 12582912.0
     n = shifted - 12582912.0
-    r = (cut - n * 0.693359375) - n * -2.12194440e-4
+    r = tl.fma(n, -0.693359375, x) - n * -2.12194440e-4
     y = r * (1 / 720) + (1 / 120)
     y = y * r + (1 / 24)
     y = y * r + (1 / 6)
     y = y * r + 0.5
     y = y * r + 1.0
     y = y * r + 1.0
-    power = (shifted.to(tl.int32, bitcast=True) << 23) + 0x3F800000
-    return tl.where(x < -86.0, 0.0, y * power.to(tl.float32, bitcast=True))
+    # Times 2**n, by its exponent: of `shifted`, only n's last bits are left.
+    bits = y.to(tl.int32, bitcast=True) + (shifted.to(tl.int32, bitcast=True) << 23)
+    return tl.where(x < -86.0, 0.0, bits.to(tl.float32, bitcast=True))
 
 
 @triton.jit
@@ -137,54 +135,3 @@ def halves_of(codes, PACKED: tl.constexpr):
             pack=4,
         )
     return codes.to(tl.float16)
-
-
-@triton.jit
-def half_digits(x, inverse, PACKED: tl.constexpr):
-    """The codes nearest to x * inverse, from 0 to 32767, as float16 digits: 256 high - minus_low.
-
-    See `wide_dot` for the sign.
-    """
-    bits = _bits(x * inverse)  # the code is in the last two bytes
-    if PACKED:
-        return tl.inline_asm_elementwise(
-            """
-            {
-            .reg .b32 t, u, bias;
-            mov.b32 bias, 0x64006400;
-            prmt.b32 t, $2, $3, 0x5410;
-            shr.u32 u, t, 8;
-            lop3.b32 $0, u, 0x00ff00ff, 0x64006400, 0xea;
-            lop3.b32 $1, t, 0x00ff00ff, 0x64006400, 0xea;
-            sub.rn.f16x2 $0, $0, bias;
-            sub.rn.f16x2 $1, bias, $1;
-            }
-            """,
-            "=&r,=&r,r,r",
-            [bits],
-            dtype=(tl.float16, tl.float16),
-            is_pure=True,
-            pack=2,
-        )
-    high = (bits >> 8) & 127
-    return high.to(tl.float16), (-(bits & 255)).to(tl.float16)
-
-
-@triton.jit
-def wide_dot(high, minus_low, values):
-    """The whole products of `half_digits` and whole halves, rounded once to float32.
-
-    Both sums are exact. A compiler that saw their sum, not a difference, would make the one the
-    other's accumulator, which cannot hold it.
-    """
-    return tl.dot(high, values) * 256.0 - tl.dot(minus_low, values)
-
-
-@triton.jit
-def signed_digits(codes):
-    """Floats high and low, whole and from -128 to 127, of whole floats: 256 high + low.
-
-    Codes are within +-(127 * 256 + 127).
-    """
-    high = round_even(codes * (1 / 256) + 1 / 512)  # never half way
-    return high, codes - high * 256.0

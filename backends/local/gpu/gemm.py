@@ -1,7 +1,6 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
-"""int8 linear layers: two dot products of 7-bit digits for one of 14-bit codes, summed in int32.
-
-For a model that was trained with 8-bit activations (`max_code` 127) one digit is enough.
+"""int8 linear layers, summed in int32: one dot product for 8-bit activation codes, for those of
+14 bits (behind the gate) two, of 7-bit digits.
 
 Integer sums are exact in any order, so tiles and splits are chosen for speed alone: no choice here
 changes a bit. A product is left as `splits` partial sums, which the kernel that reads it adds up
@@ -16,6 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 import triton
 import triton.language as tl
+
+from backends.local.gpu.chain import await_previous, fetch_ahead
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,8 +42,9 @@ def _linear(
     BLOCK_K: tl.constexpr,
     SPLITS: tl.constexpr,
     WHOLE_K: tl.constexpr,
-    NARROW: tl.constexpr,  # codes are within +-127: the low digit is all
+    NARROW: tl.constexpr,  # codes of 8 bits: the low digit is all
     FINISH: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     outs = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -56,7 +58,13 @@ def _linear(
     low = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
     steps = tl.cdiv(K, BLOCK_K)
     share = tl.cdiv(steps, SPLITS)
-    for step in range(split * share, tl.minimum(steps, (split + 1) * share)):
+    begin, end = split * share, tl.minimum(steps, (split + 1) * share)
+    if CHAINED and BLOCK_M <= 64:  # else the weights are little beside the work
+        rows_at = codes + tl.minimum(outs, N - 1).to(tl.int64) * K
+        for line in range(begin * BLOCK_K, tl.minimum(end * BLOCK_K, K), 128):
+            fetch_ahead(rows_at + line)
+    await_previous(CHAINED)
+    for step in range(begin, end):
         at = step * BLOCK_K
         x_ok = row_ok[:, None]
         w_ok = out_ok[:, None]
@@ -78,8 +86,7 @@ def _linear(
         tl.store(out + split.to(tl.int64) * T * N + at, total, mask=ok)
 
 
-_PROGRAMS = 264
-"""Two a multiprocessor of an H100, which is what has room there for tiles of 64 rows."""
+_MULTIPROCESSORS = 132  # of an H100 and an H200
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,40 +101,62 @@ class Tiles:
     stages: int
 
 
-def tiles_for(tokens: int, outputs: int, inputs: int, *, split: bool = True) -> Tiles:
-    """The cut for x [tokens, inputs] @ w [outputs, inputs].T, reckoned for an H100.
+def tiles_for(tokens: int, linear: QuantLinear, *, split: bool = True) -> Tiles:
+    """The cut for `tokens` rows, reckoned for an H100.
 
-    Few tokens: the weights are read once, by enough programs to keep its 132 multiprocessors
-    reading, where need be by splitting the inputs. Many: square tiles for the tensor cores.
+    Few rows: what moves fewest bytes through the L2 cache with no multiprocessor idle, where need
+    be by splitting the inputs. Many: square tiles for the tensor cores.
     """
+    outputs, inputs = linear.codes.shape
     k = 128
     if tokens > 64:
         return Tiles(128, 128, k, 1, 8, 3)
-    m = max(16, triton.next_power_of_2(tokens))
-    # A program reads all rows' codes beside its weights: wide tiles do so less often.
-    n = 128 if m == 64 and outputs >= 64 * 128 else 64
-    columns, steps = -(-outputs // n), -(-inputs // k)
-    splits = 1
-    while split and splits * 2 * columns <= _PROGRAMS and splits * 4 <= steps and splits < 16:
-        splits *= 2
-    return Tiles(m, n, k, splits, 4, 3 if n == 128 else 4)
+    m: int = max(16, triton.next_power_of_2(tokens))
+    digits = 1 if linear.max_code <= 127 else 2
+    steps = -(-inputs // k)
+
+    def moved(choice: tuple[int, int]) -> float:
+        """Bytes: a program's rows and weights, sums written and read; more where some are idle."""
+        n, splits = choice
+        programs = -(-outputs // n) * splits
+        read = programs * -(-steps // splits) * k * (digits * m + n)
+        return (read + 8 * m * outputs * splits) * max(1.0, _MULTIPROCESSORS / programs)
+
+    cuts = [1, *(s for s in (2, 4, 8, 16) if split and 2 * s <= steps)]
+    n, splits = min(((n, splits) for n in (64, 128) for splits in cuts), key=moved)
+    return Tiles(m, n, k, splits, 4, 4)
 
 
-def linear_sums(digits: Tensor, tokens: int, linear: QuantLinear, out: Tensor, tiles: Tiles) -> int:
+def linear_sums(
+    digits: Tensor,
+    tokens: int,
+    linear: QuantLinear,
+    out: Tensor,
+    tiles: Tiles,
+    *,
+    chained: bool = False,
+) -> int:
     """Partial sums of digits [2, rows, K] times the layer's codes; returns how many.
 
     `out`: int32, at least splits * tokens * N elements; holds [splits, tokens, N] afterwards.
     """
-    _launch(digits, tokens, linear, digits, out, tiles, finish=False)
+    _launch(digits, tokens, linear, digits, out, tiles, finish=False, chained=chained)
     return tiles.splits
 
 
 def linear_logits(
-    digits: Tensor, row_scale: Tensor, tokens: int, linear: QuantLinear, out: Tensor, tiles: Tiles
+    digits: Tensor,
+    row_scale: Tensor,
+    tokens: int,
+    linear: QuantLinear,
+    out: Tensor,
+    tiles: Tiles,
+    *,
+    chained: bool = False,
 ) -> None:
     """The layer's float32 outputs [tokens, N], into `out`; row_scale: float32 [rows]."""
     assert tiles.splits == 1
-    _launch(digits, tokens, linear, row_scale, out, tiles, finish=True)
+    _launch(digits, tokens, linear, row_scale, out, tiles, finish=True, chained=chained)
 
 
 def _launch(
@@ -139,6 +168,7 @@ def _launch(
     tiles: Tiles,
     *,
     finish: bool,
+    chained: bool,
 ) -> None:
     outputs, inputs = linear.codes.shape
     assert digits.dtype == torch.int8
@@ -160,7 +190,9 @@ def _launch(
         WHOLE_K=inputs % tiles.k == 0,
         NARROW=linear.max_code <= 127,
         FINISH=finish,
+        CHAINED=chained,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
         enable_fp_fusion=False,
+        launch_pdl=chained,
     )

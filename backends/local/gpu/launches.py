@@ -1,7 +1,7 @@
 """One step of the int8 decoder as a run of kernel launches, in the order of `Int8Steps.run`.
 
-Ten a layer: product, heads, attention (two for decodes, two for chunks), product, norm, product,
-gate, product, norm.
+Eleven a layer: product, heads, attention (spans, merge, codes), product, norm, product, gate,
+product, norm; one more where there are chunks. Each may begin while the one before ends (`chain`).
 
 What a launch is cut into changes no bit. Here it is reckoned for an H100 and its compiler: the
 attention kernels' tiles are the largest whose scores stay in registers.
@@ -42,7 +42,7 @@ class Scratch:
     digits: Tensor  # int8 [2, T * widest input]
     scales: tuple[Tensor, Tensor]  # float32 [T], taken in turns
     sums: Tensor  # int32, a product's partial sums
-    q_digits: Tensor  # int8 [2, T * Hq * D]
+    q_codes: Tensor  # int8 [T, Hq * D]
     q_scale: Tensor  # float32 [T, Hq]
     attended: Tensor  # float32 [T, Hq * D]
     tops: Tensor  # float32, one a span and head
@@ -76,7 +76,7 @@ class Scratch:
             digits=torch.zeros((2, tokens * widest), dtype=torch.int8, device=device),
             scales=(floats(tokens), floats(tokens)),
             sums=torch.zeros(sums, dtype=torch.int32, device=device),
-            q_digits=torch.zeros((2, tokens * queries), dtype=torch.int8, device=device),
+            q_codes=torch.zeros((tokens, queries), dtype=torch.int8, device=device),
             q_scale=floats(tokens, config.q_heads),
             attended=floats(tokens, queries),
             tops=floats(parts),
@@ -96,18 +96,24 @@ def spans_read(window: int | None, width: int) -> int:
 
 
 class Launches:
-    """The launches of one model's steps; `packed`: kernels may use assembly."""
+    """The launches of one model's steps.
 
-    def __init__(self, model: QuantModel, *, packed: bool) -> None:
+    `packed`: kernels may use assembly; `chained`: a launch may begin before the one before ends.
+    """
+
+    def __init__(self, model: QuantModel, *, packed: bool, chained: bool = False) -> None:
         config = model.config
         self._model = model
         self._packed = packed
+        self._chained = chained
+        self._all = {"enable_fp_fusion": False, "CHAINED": chained, "launch_pdl": chained}
         layout = config.kv_layout("int8")
         self._places = places(layout)
         self.windows = [group.window for group in layout.groups]
         self._g = config.q_heads // config.kv_heads
         self._g_power = triton.next_power_of_2(self._g)
         self._dim = max(_SMALLEST_DIM, triton.next_power_of_2(config.head_dim))
+        self._piece = max(self._dim // 2, min(128, self._dim))
         self._wide_heads = self._dim > 128
         tile_rows = 32 if self._wide_heads else 128  # queries times heads in a tile of prefill
         self.tile_tokens = max(1, tile_rows // self._g_power)
@@ -116,7 +122,7 @@ class Launches:
             "N": config.hidden_size,
             "SIZE": triton.next_power_of_2(config.hidden_size),
             "LEVELS": _levels(config.hidden_size),
-            "enable_fp_fusion": False,
+            **self._all,
         }
 
     def step(
@@ -136,12 +142,12 @@ class Launches:
             numbers["tokens"],
             model.embedding.codes,
             model.embedding.scale,
+            model.embed_factor,
             s.x,
             layers[0].before_attention,
             s.digits,
             ins,
             plane,
-            FACTOR=config.embed_scale,
             MAX_CODE=layers[0].qkv.max_code,
             num_warps=_norm_warps(config.hidden_size, tokens),
             **self._norm,
@@ -179,7 +185,7 @@ class Launches:
                 SIZE=triton.next_power_of_2(inner),
                 MAX_CODE=layer.down.max_code,
                 num_warps=_warps(inner),
-                enable_fp_fusion=False,
+                **self._all,
             )
             ins, outs = outs, ins
             splits = self._product(s, tokens, layer.down)
@@ -197,21 +203,24 @@ class Launches:
                 last=last,
             )
             ins, outs = outs, ins
-        tiles = tiles_for(shape.wanted, *model.head.codes.shape, split=False)
-        linear_logits(s.digits, ins, shape.wanted, model.head, s.logits, tiles)
+        tiles = tiles_for(shape.wanted, model.head, split=False)
+        linear_logits(
+            s.digits, ins, shape.wanted, model.head, s.logits, tiles, chained=self._chained
+        )
         logits = s.logits[: shape.wanted * config.vocab_size].view(shape.wanted, -1)
         greedy.argmax(logits, s.top, s.best)
 
     def sums_needed(self, tokens: int) -> int:
         """Partial sums of the largest product of `tokens` rows."""
         return max(
-            tokens * len(linear.scale) * tiles_for(tokens, *linear.codes.shape).splits
+            tokens * len(linear.scale) * tiles_for(tokens, linear).splits
             for layer in self._model.layers
             for linear in (layer.qkv, layer.out, layer.gate_up, layer.down)
         )
 
     def _product(self, s: Scratch, tokens: int, linear: QuantLinear) -> int:
-        return linear_sums(s.digits, tokens, linear, s.sums, tiles_for(tokens, *linear.codes.shape))
+        tiles = tiles_for(tokens, linear)
+        return linear_sums(s.digits, tokens, linear, s.sums, tiles, chained=self._chained)
 
     def _residual(
         self,
@@ -269,7 +278,6 @@ class Launches:
         row_bytes = row * int8_row_bytes(config.kv_heads, config.head_dim)
         slots, first_page = numbers[f"slots{group}"], numbers[f"first_page{group}"]
         heads = config.q_heads + (2 * config.kv_heads if spec.kv_source is None else 0)
-        exact = {"enable_fp_fusion": False}
         splits = self._product(s, shape.tokens, layer.qkv)
         rows.split_heads[(shape.tokens, heads)](
             s.sums,
@@ -281,8 +289,7 @@ class Launches:
             numbers["owners"],
             slots,
             first_page,
-            s.q_digits,
-            s.q_digits.stride(0),
+            s.q_codes,
             s.q_scale,
             codes,
             halves,
@@ -301,10 +308,9 @@ class Launches:
             SIZE=triton.next_power_of_2(config.head_dim),
             LEVELS=_levels(config.head_dim),
             num_warps=1,
-            **exact,
+            **self._all,
         )
-        plane = s.digits.stride(0)
-        queries = (s.q_digits, s.q_digits.stride(0), s.q_scale, numbers["starts"])
+        queries = (s.q_codes, s.q_scale, numbers["starts"])
         kv = (slots, first_page, codes, halves)
         sizes = {"KV_HEADS": config.kv_heads, "G": self._g, "D": config.head_dim, "SIZE": self._dim}
         window = spec.window or 0
@@ -322,71 +328,62 @@ class Launches:
             row_bytes,
             WINDOW=window,
             P=reads,
-            PIECE=min(64, self._dim),
+            PIECE=self._piece,
             ROWS=attention.DECODE_HEADS,
             PACKED=self._packed,
             num_warps=4,
             maxnreg=_DECODE_REGISTERS,
             **sizes,
-            **exact,
+            **self._all,
         )
-        width_of_all = config.q_heads * self._dim
-        attention.merge_spans[(shape.sequences,)](
+        attention.merge_spans[(shape.sequences, config.q_heads)](
             s.tops,
             s.totals,
             s.outs,
             numbers["starts"],
             numbers["lengths"],
-            s.digits,
-            outs,
-            plane,
+            s.attended,
             WINDOW=window,
-            UNROLL=8 if width_of_all <= 2048 else 2,
+            UNROLL=8,
             P=reads,
             G=self._g,
-            HEADS=config.q_heads,
-            HEAD_ROWS=triton.next_power_of_2(config.q_heads),
             D=config.head_dim,
             SIZE=self._dim,
-            MAX_CODE=layer.out.max_code,
-            num_warps=min(16, max(1, width_of_all // 128)),
-            **exact,
+            num_warps=1,
+            **self._all,
         )
-        if not shape.tiles:
-            return
-        attention.attend_chunks[(shape.tiles, config.kv_heads)](
-            *queries,
-            numbers["lengths"],
-            numbers["tile_owner"],
-            numbers["tile_first"],
-            *kv,
-            s.attended,
-            width,
-            page_bytes,
-            row_bytes,
-            WINDOW=window,
-            TOKENS=self.tile_tokens,
-            HEADS=self._g_power,
-            PIECE=max(self._dim // 2, min(128, self._dim)),
-            PACKED=self._packed,
-            num_warps=8,
-            num_stages=1 if self._wide_heads else 2,
-            **sizes,
-            **exact,
-        )
+        if shape.tiles:
+            attention.attend_chunks[(shape.tiles, config.kv_heads)](
+                *queries,
+                numbers["lengths"],
+                numbers["tile_owner"],
+                numbers["tile_first"],
+                *kv,
+                s.attended,
+                width,
+                page_bytes,
+                row_bytes,
+                WINDOW=window,
+                TOKENS=self.tile_tokens,
+                HEADS=self._g_power,
+                PIECE=self._piece,
+                PACKED=self._packed,
+                num_warps=8,
+                num_stages=1 if self._wide_heads else 2,
+                **sizes,
+                **self._all,
+            )
         inner = config.q_heads * config.head_dim
         rows.quantize_rows[(shape.tokens,)](
             s.attended,
-            numbers["owners"],
-            numbers["starts"],
             s.digits,
             outs,
-            plane,
+            s.digits.stride(0),
             N=inner,
             SIZE=triton.next_power_of_2(inner),
             MAX_CODE=layer.out.max_code,
             num_warps=_warps(inner),
-            **exact,
+            **self._all,
         )
 
 

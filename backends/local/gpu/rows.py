@@ -17,9 +17,9 @@ from backends.local.gpu.arithmetic import (
     halves_sum,
     inverse_of,
     round_even,
-    signed_digits,
     store_digits,
 )
+from backends.local.gpu.chain import await_previous
 
 __all__ = ["add_and_norm", "embed_and_norm", "gate_rows", "quantize_rows", "split_heads"]
 
@@ -61,25 +61,27 @@ def embed_and_norm(
     tokens,  # int32 [T]
     codes,  # int8 [V, N]
     scale,  # [V]
+    factor,  # [N]
     x,  # float32 [T, N], written
     weight,  # of the first norm
     digits,
     row_scale,
     plane,
-    FACTOR: tl.constexpr,
     EPS: tl.constexpr,
     N: tl.constexpr,
     SIZE: tl.constexpr,
     LEVELS: tl.constexpr,
     MAX_CODE: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):
     """x = the token's embedding; the codes of its norm."""
     row = tl.program_id(0)
     columns = tl.arange(0, SIZE)
     ok = columns < N
+    await_previous(CHAINED)
     token = tl.load(tokens + row)
     values = tl.load(codes + token.to(tl.int64) * N + columns, mask=ok, other=0).to(tl.float32)
-    values = values * tl.load(scale + token) * FACTOR
+    values = values * tl.load(scale + token) * tl.load(factor + columns, mask=ok, other=0.0)
     tl.store(x + row.to(tl.int64) * N + columns, values, mask=ok)
     by = tl.load(weight + columns, mask=ok, other=0.0)
     normed = _normed(values, by, N, SIZE, LEVELS, EPS)
@@ -107,6 +109,7 @@ def add_and_norm(
     SIZE: tl.constexpr,
     LEVELS: tl.constexpr,
     MAX_CODE: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):
     """x += norm(product); the codes of norm(x). With GATHER, program i works on row wanted[i]."""
     at = tl.program_id(0)
@@ -115,16 +118,17 @@ def add_and_norm(
         row = tl.load(wanted + at)
     columns = tl.arange(0, SIZE)
     ok = columns < N
+    by_column = tl.load(scale + columns, mask=ok, other=0.0)
+    by = tl.load(weight + columns, mask=ok, other=0.0)
+    await_previous(CHAINED)
     h = _summed(sums, row, columns, ok, T, N, SPLITS)
-    h = h * tl.load(in_scale + row) * tl.load(scale + columns, mask=ok, other=0.0)
+    h = h * tl.load(in_scale + row) * by_column
     if AFTER:
-        by = tl.load(after + columns, mask=ok, other=0.0)
-        h = _normed(h, by, N, SIZE, LEVELS, EPS)
+        h = _normed(h, tl.load(after + columns, mask=ok, other=0.0), N, SIZE, LEVELS, EPS)
     x_at = x + row.to(tl.int64) * N + columns
     values = tl.load(x_at, mask=ok, other=0.0) + h
     if not GATHER:
         tl.store(x_at, values, mask=ok)
-    by = tl.load(weight + columns, mask=ok, other=0.0)
     normed = _normed(values, by, N, SIZE, LEVELS, EPS)
     _store_codes(normed, columns, ok, digits, row_scale, at, N, plane, MAX_CODE)
 
@@ -143,11 +147,13 @@ def gate_rows(
     N: tl.constexpr,
     SIZE: tl.constexpr,
     MAX_CODE: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):
     """The codes of act(gate) * up."""
     row = tl.program_id(0)
     columns = tl.arange(0, SIZE)
     ok = columns < N
+    await_previous(CHAINED)
     by_row = tl.load(in_scale + row)
     first = _summed(sums, row, columns, ok, T, 2 * N, SPLITS)
     first = first * by_row * tl.load(scale + columns, mask=ok, other=0.0)
@@ -159,26 +165,21 @@ def gate_rows(
 @triton.jit
 def quantize_rows(
     x,  # float32 [T, N]
-    owners,  # int32 [T], the sequence of each row, -1 for none
-    starts,  # int32 [B + 1]
     digits,
     row_scale,
     plane,
     N: tl.constexpr,
     SIZE: tl.constexpr,
     MAX_CODE: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):
-    """The codes of the rows that belong to a chunk of more than one token."""
+    """The codes of rows."""
     row = tl.program_id(0)
-    owner = tl.load(owners + row)
-    many = owner >= 0
-    if many:
-        many = tl.load(starts + owner + 1) - tl.load(starts + owner) > 1
-    if many:
-        columns = tl.arange(0, SIZE)
-        ok = columns < N
-        values = tl.load(x + row.to(tl.int64) * N + columns, mask=ok, other=0.0)
-        _store_codes(values, columns, ok, digits, row_scale, row, N, plane, MAX_CODE)
+    columns = tl.arange(0, SIZE)
+    ok = columns < N
+    await_previous(CHAINED)
+    values = tl.load(x + row.to(tl.int64) * N + columns, mask=ok, other=0.0)
+    _store_codes(values, columns, ok, digits, row_scale, row, N, plane, MAX_CODE)
 
 
 @triton.jit(do_not_specialize=["T", "width", "row_bytes"])
@@ -193,8 +194,7 @@ def split_heads(
     owners,  # int32 [T]
     slots,  # int32 [B, width]
     first_page,  # int32 [B]
-    q_digits,  # int8 [2, rows, Hq, D], written
-    q_plane,  # elements of one of the two
+    q_codes,  # int8 [T, Hq, D], written
     q_scale,  # float32 [T, Hq], written
     pages,  # int8, the arena's bytes, written
     halves,  # the same bytes as float16
@@ -212,8 +212,9 @@ def split_heads(
     D: tl.constexpr,
     SIZE: tl.constexpr,
     LEVELS: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):
-    """Norm and rotation of one head; a query becomes two digits, a key or value goes to its page.
+    """Norm and rotation of one head; a query becomes codes, a key or value goes to its page.
 
     A row without an owner writes its query alone.
     """
@@ -223,6 +224,7 @@ def split_heads(
     HALF: tl.constexpr = D // 2
     columns = tl.arange(0, SIZE // 2)
     ok = columns < HALF
+    await_previous(CHAINED)
     by_row = tl.load(in_scale + row)
     begin = head * D
     first = _summed(sums, row, begin + columns, ok, T, N, SPLITS)
@@ -247,15 +249,11 @@ def split_heads(
         first = turned
     largest = tl.maximum(tl.max(tl.abs(first), axis=0), tl.max(tl.abs(second), axis=0))
     if head < Q_HEADS:
-        inverse_q = inverse_of(largest, 32639.0)
-        out = q_digits + (row.to(tl.int64) * Q_HEADS + head) * D + columns
-        high, low = signed_digits(round_even(first * inverse_q))
-        tl.store(out, high.to(tl.int8), mask=ok)
-        tl.store(out + q_plane, low.to(tl.int8), mask=ok)
-        high, low = signed_digits(round_even(second * inverse_q))
-        tl.store(out + HALF, high.to(tl.int8), mask=ok)
-        tl.store(out + q_plane + HALF, low.to(tl.int8), mask=ok)
-        tl.store(q_scale + row * Q_HEADS + head, largest * (1 / 32639) * SCALE)
+        inverse = inverse_of(largest, 127.0)
+        out = q_codes + (row.to(tl.int64) * Q_HEADS + head) * D + columns
+        tl.store(out, codes_of(first, inverse).to(tl.int8), mask=ok)
+        tl.store(out + HALF, codes_of(second, inverse).to(tl.int8), mask=ok)
+        tl.store(q_scale + row * Q_HEADS + head, largest * (1 / 127) * SCALE)
     else:
         owner = tl.load(owners + row)
         if owner >= 0:

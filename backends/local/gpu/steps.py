@@ -92,7 +92,9 @@ class GpuSteps:
         self._device = torch.device(device)
         self._model = on_device(model, self._device)
         on_cuda = self._device.type == "cuda"
-        self._launches = Launches(self._model, packed=on_cuda)  # the interpreter has no assembly
+        # The interpreter has no assembly, and launches that begin early came with Hopper.
+        hopper = on_cuda and torch.cuda.get_device_capability(self._device) >= (9, 0)
+        self._launches = Launches(self._model, packed=on_cuda, chained=hopper and graphs)
         self._ropes = RopeTables(model.config)
         self._positions = 0
         self._rope_of: list[tuple[Tensor, Tensor]] = []
