@@ -37,16 +37,13 @@ from backends.local.scheduler import Full, Scheduler
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from backends.api import FinishReason, Turn
     from backends.local.commands import Command, Done
     from backends.local.generation import Emit
     from backends.local.model import Decoder
     from backends.local.prefix import Arrival, Prefix, Prefixes
     from backends.local.request import Request
-    from backends.local.sampling import Row
+    from backends.local.sampling import Draw
     from backends.local.scheduler import Limits, Plan, Slice
     from backends.local.template import Template
     from backends.local.tokenizer import Tokenizer
@@ -335,7 +332,8 @@ class Engine:
         plan = replace(plan, slices=tuple(slices))
         began = self._clock()
         try:
-            rows = iter(self._decoder.fetch(self._decoder.forward(chunks_of(parts, ids))))
+            logits = self._decoder.forward(chunks_of(parts, ids))
+            drawn = iter(self._decoder.draw(logits, self._asked(slices, drafts)))
         except Exception:
             log.exception("forward_failed", requests=len(plan.slices), tokens=plan.token_count)
             for piece in plan.slices:
@@ -346,7 +344,7 @@ class Engine:
             self._prefixes.computed(plan.token_count, now - began)
         sampled = 0
         for piece, draft in zip(plan.slices, drafts, strict=True):
-            live, own = self._live[piece.request.id], [*itertools.islice(rows, 1 + len(draft))]
+            live, own = self._live[piece.request.id], [*itertools.islice(drawn, 1 + len(draft))]
             with self._failing_alone(live):
                 piece.request.advance(piece.end - piece.start)
                 reason, before = None, len(piece.request.tokens)
@@ -358,6 +356,14 @@ class Engine:
                     self._finish(live, reason)
         self._count(sampled_tokens=sampled)
 
+    def _asked(self, slices: Sequence[Slice], drafts: Sequence[list[int]]) -> list[Draw | None]:
+        """What is drawn from the step's rows; nothing behind a part of a prompt."""
+        asked: list[Draw | None] = []
+        for piece, draft in zip(slices, drafts, strict=True):
+            more = piece.end < len(piece.request.tokens)
+            asked += [None] if more else self._live[piece.request.id].generation.ask(draft)
+        return asked
+
     def _draft(self, plan: Plan) -> list[list[int]]:
         """Guesses to verify behind each decode, where the step has rows to spare."""
         most = min(self._draft_tokens, self._decoder.row_budget // len(plan.slices) - 1)
@@ -366,12 +372,12 @@ class Engine:
         return [self._live[s.request.id].generation.drafts(most) for s in plan.slices]
 
     def _sample(
-        self, live: _Live, rows: Sequence[NDArray[np.float32] | Row], draft: list[int], now: float
+        self, live: _Live, tokens: Sequence[int | None], draft: list[int], now: float
     ) -> FinishReason | None:
-        """Draws the next token, and further ones as long as the draft was right."""
+        """Takes the next token, and further ones as long as the draft was right."""
         request = live.generation.request
-        for row, guess in zip(rows, [*draft, None], strict=True):
-            reason = live.generation.sample(row, now)
+        for token, guess in zip(tokens, [*draft, None], strict=True):
+            reason = live.generation.take(token, now)
             if reason is not None or request.tokens[-1] != guess:
                 break
             request.advance(1)  # the guess had its KV computed

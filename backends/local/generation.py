@@ -1,15 +1,13 @@
 """One reply being spoken: sampled tokens in, turn events out. No torch.
 
-A `Generation` ties a turn to its request, sampler and detokenizer; the engine feeds it one row of
-logits a step. Every event goes to `emit`, on the engine's thread.
+A `Generation` ties a turn to its request, sampler and detokenizer; the engine feeds it the
+tokens that it asked for. Every event goes to `emit`, on the engine's thread.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
-
-import numpy as np
 
 from backends.api import (
     Finished,
@@ -27,11 +25,9 @@ from backends.local.sampling import Sampler
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from numpy.typing import NDArray
-
     from backends.api import Turn, TurnEvent
     from backends.errors import BackendError
-    from backends.local.sampling import Row
+    from backends.local.sampling import Draw
     from backends.local.template import Prompt
 
     Emit = Callable[[TurnEvent | BackendError], None]
@@ -104,15 +100,18 @@ class Generation:
         """The length of the sequence if the reply takes all that it may."""
         return self.request.prompt_len + self._most
 
-    def sample(self, logits: NDArray[np.float32] | Row, now: float) -> FinishReason | None:
-        """Draws the next token of logits [V] and sends its text; says why the reply ends here.
+    def ask(self, guesses: Sequence[int] = ()) -> list[Draw]:
+        """The draw of the next token, and of the one behind each guess."""
+        return self._sampler.ask(guesses)
 
-        `now` is the moment the logits were there. Raises `ValueError` for broken logits.
+    def take(self, token: int | None, now: float) -> FinishReason | None:
+        """Goes on with the token drawn and sends its text; says why the reply ends here.
+
+        `now` is the moment the logits were there. Raises `ValueError` for None: broken logits.
         """
-        if isinstance(logits, np.ndarray):
-            token = self._sampler.draw(logits)
-        else:
-            token = self._sampler.draw_from(logits)
+        if token is None:
+            raise ValueError("the model gave no finite logit")
+        self._sampler.take(token)
         self.request.append(token)
         self._drafts.push(token)
         self.clocks.first = self.clocks.first or now

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
+from backends.api import Sampling
 from backends.local.errors import ModelError
 from backends.local.float32 import Float32Steps
 from backends.local.int8 import Int8Steps
@@ -23,6 +24,7 @@ from backends.local.kernels.cpu import CpuSteps
 from backends.local.kernels.pages import GroupTable
 from backends.local.paged import NoRoom, SequenceKV
 from backends.local.quantize import quantize
+from backends.local.sampling import Sampler
 from backends.local.warming import WarmingSteps
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from backends.local.kernels.cpu import CpuKernels
     from backends.local.model_config import KVDtype, ModelConfig
     from backends.local.quantize import QuantModel
-    from backends.local.sampling import Row
+    from backends.local.sampling import Draw
     from kvstore.device import DeviceTier
 
 __all__ = ["Chunk", "Decoder", "DeviceChoice", "chunks_of", "random_weights"]
@@ -170,30 +172,32 @@ class Decoder:
             sizes.append([1] * min(size, sequences))
             size //= 2
         sizes += [[count] for count in range(64, tokens + 64, 64)]
+        wide = Sampler(Sampling(5.0, top_p=0.99, repetition_penalty=1.1), [0], [1]).ask()
         for counts in sizes:
             # Launched, then captured, then replayed.
             for _ in range(3):
                 kvs = [SequenceKV(arena) for _ in counts]
                 try:
-                    self.forward(
+                    logits = self.forward(
                         [
                             Chunk(kv, torch.zeros(count, dtype=torch.int64))
                             for kv, count in zip(kvs, counts, strict=True)
                         ]
                     )
+                    self.draw(logits, [*wide, *[None] * (len(counts) - 1)])
                 except NoRoom:
                     return  # nor will there be for more
                 finally:
                     for kv in kvs:
                         kv.free()
 
-    def fetch(self, logits: Tensor) -> Sequence[NDArray[np.float32] | Row]:
-        """What `forward` gave, for the samplers; waits for a device to have computed it."""
-        if logits.device.type == "cpu":
-            return list(logits.numpy())
-        from backends.local.gpu.greedy import DeviceRows
+    def draw(self, logits: Tensor, draws: Sequence[Draw | None]) -> list[int | None]:
+        """The token of each row that `forward` gave, and that its draw asks for: all at once.
 
-        return DeviceRows(logits)
+        None where a row has no finite logit, or nothing is asked. Waits for a device to have
+        computed the logits, and uses them up.
+        """
+        return self._steps.draw(logits, draws)
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk]) -> Tensor:

@@ -13,6 +13,7 @@ from backends.local.kernels.cpu import CpuSteps
 from backends.local.quantize import NUMERICS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from concurrent.futures import Future
 
     from torch import Tensor
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from backends.local.kernels.cpu import CpuKernels
     from backends.local.model_config import KVDtype
     from backends.local.quantize import QuantModel
+    from backends.local.sampling import Draw
 
 __all__ = ["WarmingSteps"]
 
@@ -49,6 +51,9 @@ class WarmingSteps:
 
     def run(self, batch: Batch) -> Tensor:
         return self._steps.run(batch)
+
+    def draw(self, logits: Tensor, draws: Sequence[Draw | None]) -> list[int | None]:
+        return self._steps.draw(logits, draws)
 
     @property
     def warm(self) -> bool:

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from backends.local.kernels.pages import GroupTable
     from backends.local.model_config import KVDtype
+    from backends.local.sampling import Draw
 
 __all__ = ["Batch", "Steps"]
 
@@ -47,4 +50,8 @@ class Steps(Protocol):
 
     def run(self, batch: Batch) -> Tensor:
         """Writes the new tokens' KV into the pages; returns float32 logits [W, vocab]."""
+        ...
+
+    def draw(self, logits: Tensor, draws: Sequence[Draw | None]) -> list[int | None]:
+        """The tokens of `sampling.draw_rows` for what `run` returned, which is used up."""
         ...

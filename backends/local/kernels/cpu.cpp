@@ -10,6 +10,7 @@
 
 #include "attention.h"
 #include "gemm.h"
+#include "sample.h"
 #include "team.h"
 
 namespace greenroom {
@@ -453,4 +454,14 @@ extern "C" int32_t greenroom_forward(const greenroom::Model* model,
     step.run(*team, omp_get_thread_num());
   }
   return 0;
+}
+
+// The tokens of rows of logits [rows, vocab], which are used up; kNoToken where there is none.
+extern "C" void greenroom_draw(float* logits, const greenroom::Ask* asks, const int32_t* ids,
+                               int32_t* tokens, int32_t rows, int32_t vocab, int32_t threads) {
+  using namespace greenroom;
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (rows > kAlone)
+  for (int i = 0; i < rows; ++i)
+    tokens[i] = asks[i].wanted ? Draw(asks[i], logits + int64_t(i) * vocab, vocab, ids).token()
+                               : kNoToken;
 }

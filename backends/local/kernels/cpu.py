@@ -23,11 +23,13 @@ import structlog
 import torch
 import torch.nn.functional as F
 
+from backends.local.kernels.draws import draw_rows
 from backends.local.kernels.pages import places
 from backends.local.layers import RopeTables
 from backends.local.quantize import NUMERICS, QuantLinear
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from concurrent.futures import Future
 
     from torch import Tensor
@@ -36,12 +38,13 @@ if TYPE_CHECKING:
     from backends.local.layers import Layer
     from backends.local.model_config import KVDtype, ModelConfig
     from backends.local.quantize import QuantModel
+    from backends.local.sampling import Draw
 
 __all__ = ["CpuKernels", "CpuSteps", "build", "kernel_cache", "start_build", "variants"]
 
 _log = structlog.get_logger()
 
-_SOURCES = ("cpu.cpp", "attention.h", "gemm.h", "team.h", "vector.h")
+_SOURCES = ("cpu.cpp", "attention.h", "gemm.h", "sample.h", "team.h", "vector.h")
 _FLAGS = ("-O3", "-std=c++20", "-shared", "-fPIC", "-fopenmp", "-ffp-contract=off")
 _VARIANTS = {
     "avx512": ("avx2", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
@@ -223,6 +226,9 @@ class CpuKernels:
         self.scratch_bytes = library.greenroom_scratch_bytes
         self.scratch_bytes.argtypes = self.forward.argtypes
         self.scratch_bytes.restype = ctypes.c_int64
+        self.draw = library.greenroom_draw
+        self.draw.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int32] * 3
+        self.draw.restype = None
 
     @staticmethod
     def supports(config: ModelConfig) -> bool:
@@ -336,6 +342,9 @@ class CpuSteps:
         failed = self._kernels.forward(self._model, step)
         assert not failed
         return logits
+
+    def draw(self, logits: Tensor, draws: Sequence[Draw | None]) -> list[int | None]:
+        return draw_rows(self._kernels, logits, draws)
 
     def _layer(self, index: int, layer: Layer[QuantLinear]) -> _Layer:
         spec = layer.spec
