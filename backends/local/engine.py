@@ -310,6 +310,7 @@ class Engine:
     def _compute(self, plan: Plan) -> None:
         slices, drafts, parts = [], [], []
         ids: list[int] = []
+        asked: list[Draw | None] = []
         for piece, guesses in zip(plan.slices, self._draft(plan), strict=True):
             kv, tokens = self._live[piece.request.id].kv, piece.request.tokens
             draft = kv.reserve_for(piece.end - piece.start, guesses)
@@ -327,13 +328,15 @@ class Engine:
             slices.append(piece)
             drafts.append(draft)
             parts.append((kv, len(new), 1 + len(draft)))
+            more = piece.end < len(tokens)  # of the prompt
+            asked += [None] if more else self._live[piece.request.id].generation.ask(draft)
         if not slices:
             return
         plan = replace(plan, slices=tuple(slices))
         began = self._clock()
         try:
             logits = self._decoder.forward(chunks_of(parts, ids))
-            drawn = iter(self._decoder.draw(logits, self._asked(slices, drafts)))
+            drawn = iter(self._decoder.draw(logits, asked))
         except Exception:
             log.exception("forward_failed", requests=len(plan.slices), tokens=plan.token_count)
             for piece in plan.slices:
@@ -355,14 +358,6 @@ class Engine:
                 if reason is not None:
                     self._finish(live, reason)
         self._count(sampled_tokens=sampled)
-
-    def _asked(self, slices: Sequence[Slice], drafts: Sequence[list[int]]) -> list[Draw | None]:
-        """What is drawn from the step's rows; nothing behind a part of a prompt."""
-        asked: list[Draw | None] = []
-        for piece, draft in zip(slices, drafts, strict=True):
-            more = piece.end < len(piece.request.tokens)
-            asked += [None] if more else self._live[piece.request.id].generation.ask(draft)
-        return asked
 
     def _draft(self, plan: Plan) -> list[list[int]]:
         """Guesses to verify behind each decode, where the step has rows to spare."""

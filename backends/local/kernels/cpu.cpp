@@ -10,6 +10,7 @@
 
 #include "attention.h"
 #include "gemm.h"
+#include "helpers.h"
 #include "sample.h"
 #include "team.h"
 
@@ -460,8 +461,13 @@ extern "C" int32_t greenroom_forward(const greenroom::Model* model,
 extern "C" void greenroom_draw(float* logits, const greenroom::Ask* asks, const int32_t* ids,
                                int32_t* tokens, int32_t rows, int32_t vocab, int32_t threads) {
   using namespace greenroom;
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (rows > kAlone)
-  for (int i = 0; i < rows; ++i)
-    tokens[i] = asks[i].wanted ? Draw(asks[i], logits + int64_t(i) * vocab, vocab, ids).token()
-                               : kNoToken;
+  auto draw = [&](int i) {
+    float* row = logits + int64_t(i) * vocab;
+    tokens[i] = asks[i].wanted ? Draw(asks[i], row, vocab, ids).token() : kNoToken;
+  };
+  if (rows > 1 && threads > 1) {
+    Helpers::all().share(rows, threads, draw);
+  } else {
+    for (int i = 0; i < rows; ++i) draw(i);
+  }
 }

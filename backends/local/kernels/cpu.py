@@ -44,7 +44,7 @@ __all__ = ["CpuKernels", "CpuSteps", "build", "kernel_cache", "start_build", "va
 
 _log = structlog.get_logger()
 
-_SOURCES = ("cpu.cpp", "attention.h", "gemm.h", "sample.h", "team.h", "vector.h")
+_SOURCES = ("cpu.cpp", "attention.h", "gemm.h", "helpers.h", "sample.h", "team.h", "vector.h")
 _FLAGS = ("-O3", "-std=c++20", "-shared", "-fPIC", "-fopenmp", "-ffp-contract=off")
 _VARIANTS = {
     "avx512": ("avx2", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
