@@ -9,7 +9,7 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import cards, engine, gpu, kvstore, prompts, quality, turns
+from benchmarks import cards, engine, gpu, kvstore, prompts, quality, sampling, turns
 
 BENCHMARKS = {
     "cards": cards,
@@ -18,6 +18,7 @@ BENCHMARKS = {
     "kvstore": kvstore,
     "prompts": prompts,
     "quality": quality,
+    "sampling": sampling,
     "turns": turns,
 }
 
