@@ -178,7 +178,7 @@ def _pick(
     here = tl.sum(tl.where(held, weight, 0), axis=0)
     kept = tl.where(whole, here, total)
     if top_p == 1:
-        sure = sure & (whole | (least == -21.0))  # else it is not known how much min-p keeps
+        sure = sure & (whole | (least == _LEAST))  # else it is not known how much min-p keeps
     else:
         needed = top_p * total.to(tl.float64)
         sure = sure & (whole | (here.to(tl.float64) >= needed))
@@ -259,7 +259,7 @@ def launch(logits: Tensor, draws: Sequence[Draw | None], look: Look) -> Tensor:
     candidates = made(count, look.room, dtype=torch.int32)
     _collect[grid](
         logits, rows, tops, sums, counts, values, candidates, vocabulary,
-        FEW=few, ROOM=look.room, BLOCK=_BLOCK, enable_fp_fusion=False,
+        FEW=few, ROOM=look.room, BLOCK=_BLOCK, num_warps=8, enable_fp_fusion=False,
     )  # fmt: skip
     tokens = made(count, dtype=torch.int32)
     _pick[(count,)](
