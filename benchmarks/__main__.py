@@ -9,7 +9,7 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import cards, engine, gpu, kvstore, overhead, prompts, quality, turns
+from benchmarks import cards, engine, gpu, kvstore, overhead, prompts, quality, sampling, turns
 
 BENCHMARKS = {
     "cards": cards,
@@ -19,6 +19,7 @@ BENCHMARKS = {
     "overhead": overhead,
     "prompts": prompts,
     "quality": quality,
+    "sampling": sampling,
     "turns": turns,
 }
 

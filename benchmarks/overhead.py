@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,15 +32,13 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from backends.local.engine import Engine
-    from backends.local.kernels.batch import Batch
+    from backends.local.kernels.batch import Batch, Drawing
     from backends.local.model import Chunk
     from backends.local.model_config import KVDtype, ModelConfig
-    from backends.local.sampling import Row
+    from backends.local.sampling import Draw
 
 __all__ = ["add_arguments", "run"]
 
@@ -112,22 +110,6 @@ def _config() -> ModelConfig:
     return replace(gemma, vocab_size=512, hidden_size=64, head_dim=16, intermediate_size=64)
 
 
-@dataclass(frozen=True, slots=True)
-class _Said:
-    """A row of logits of which only the likeliest token is asked."""
-
-    token: int
-
-    def best(self) -> tuple[int, float]:
-        return self.token, 1.0
-
-    def top(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        raise NotImplementedError
-
-    def values(self) -> NDArray[np.float32]:
-        raise NotImplementedError
-
-
 class _Idle(Decoder):
     """A decoder of steps that are done when they begin; row `n` of a step says token `n`."""
 
@@ -137,23 +119,26 @@ class _Idle(Decoder):
         """Of the latest step."""
         self.idle = 0.0
         """Seconds between the tokens of the step before and its launch."""
-        self._fetched = 0.0
-        self._rows = [_Said(at) for at in range(config.vocab_size)]
+        self._drawn = 0.0
 
     @property
     def runs_beside(self) -> bool:
         return True
 
-    def fetch(self, logits: Tensor) -> Sequence[Row]:
-        self._fetched = time.thread_time()
-        return self._rows[: len(logits)]
+    def draw(self, logits: Tensor, draws: Sequence[Draw | None]) -> Drawing:
+        tokens: list[int | None] = list(range(len(draws)))
+
+        def drawn() -> list[int | None]:
+            self._drawn = time.thread_time()
+            return tokens
+
+        self.idle = time.thread_time() - self._drawn
+        return drawn
 
     def forward(self, chunks: Sequence[Chunk]) -> Tensor:
-        logits = super().forward(chunks)
-        self.idle = time.thread_time() - self._fetched
         self.streams = len(chunks)
         self.is_decode = all(len(chunk.tokens) == 1 for chunk in chunks)
-        return logits
+        return super().forward(chunks)
 
 
 class _NoSteps:
@@ -169,3 +154,6 @@ class _NoSteps:
 
     def run(self, batch: Batch) -> Tensor:
         return self._logits.expand(len(batch.wanted), -1)
+
+    def draw(self, logits: Tensor, draws: Sequence[Draw | None]) -> Drawing:
+        raise NotImplementedError("the decoder draws by itself")

@@ -50,15 +50,12 @@ from backends.local.scheduler import Full, Scheduler
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from backends.api import Turn
     from backends.local.commands import Command, Done
     from backends.local.generation import Emit
     from backends.local.model import Decoder
     from backends.local.prefix import Arrival, Prefixes
-    from backends.local.sampling import Row
+    from backends.local.sampling import Draw
     from backends.local.scheduler import Limits, Plan
     from backends.local.template import Template
     from backends.local.tokenizer import Tokenizer
@@ -256,6 +253,7 @@ class Engine:
         most = self._most_guesses(plan)
         pieces: list[Piece] = []
         chunks: list[Chunk] = []
+        asked: list[Draw | None] = []
         for request, start, end in plan.slices:
             live = self._turns[request.id]
             guesses = live.generation.drafts(most) if most else []
@@ -271,17 +269,19 @@ class Engine:
             if fitting:
                 new += fitting
             chunks.append(Chunk(live.kv, new, 1 + len(fitting)))
+            # The rows of an unfinished prompt are nobody's.
+            asked += live.generation.ask(fitting) if end == len(request.tokens) else [None]
         if not pieces:
             return None
         began = self._clock()
         try:
-            logits = self._decoder.forward(chunks)
+            drawing = self._decoder.draw(self._decoder.forward(chunks), asked)
         except Exception as error:
             self._model_failed(pieces, error)
             return None
         if len(plan.slices) < plan.token_count:
             self._passing += [piece.live for piece in pieces if piece.live.reaches(piece.end)]
-        return Flight(pieces, logits, began)
+        return Flight(pieces, drawing, began)
 
     def _most_guesses(self, plan: Plan) -> int:
         """How many drafts to verify behind each decode: where the step has rows to spare."""
@@ -291,9 +291,9 @@ class Engine:
         return most
 
     def _land(self, flight: Flight) -> None:
-        """Waits for the step and draws its tokens; those that ended meanwhile get none."""
+        """Waits for the step's tokens; those that ended meanwhile get none."""
         try:
-            rows = iter(self._decoder.fetch(flight.logits))
+            drawn = iter(flight.drawing())
         except Exception as error:
             self._model_failed(flight.pieces, error)
             return
@@ -302,8 +302,8 @@ class Engine:
             self._prefixes.computed(flight.token_count, now - flight.began)
         sampled = 0
         for live, start, end, guesses in flight.pieces:
-            row = next(rows)
-            others = [next(rows) for _ in guesses] if guesses else []
+            token = next(drawn)
+            others = [next(drawn) for _ in guesses] if guesses else []
             request = live.generation.request
             if request.state is State.ENDED:
                 continue
@@ -311,7 +311,7 @@ class Engine:
                 request.advance(end - start)
                 if not request.pending_len:
                     self._unspoken.append(live)
-                    live.generation.take(row, now)
+                    live.generation.take(token, now)
                     if guesses:
                         self._verify(live, guesses, others, now)
                     sampled += len(request.tokens) - end
@@ -323,16 +323,16 @@ class Engine:
         self,
         live: Live,
         guesses: list[int],
-        rows: Sequence[NDArray[np.float32] | Row],
+        tokens: Sequence[int | None],
         now: float,
     ) -> None:
-        """Draws further tokens as long as the guess before was right."""
+        """Takes further tokens as long as the guess before was right."""
         request = live.generation.request
-        for guess, row in zip(guesses, rows, strict=True):
+        for guess, token in zip(guesses, tokens, strict=True):
             if request.state is State.ENDING or request.tokens[-1] != guess:
                 break
             request.advance(1)  # the guess had its KV computed
-            live.generation.take(row, now)
+            live.generation.take(token, now)
         live.kv.retract(live.kv.length - request.computed_len)
 
     def _catch_up(self) -> None:

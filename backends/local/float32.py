@@ -9,16 +9,18 @@ import torch.nn.functional as F
 
 from backends.local.kernels.pages import PAGE_TOKENS, float_views, places
 from backends.local.layers import RopeTables, attend, fuse, linear, rms_norm, rotate
+from backends.local.sampling import draw_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
-    from backends.local.kernels.batch import Batch
+    from backends.local.kernels.batch import Batch, Drawing
     from backends.local.kernels.pages import GroupTable
     from backends.local.layers import Layer
     from backends.local.model_config import KVDtype, ModelConfig
+    from backends.local.sampling import Draw
 
     Project = Callable[[Tensor], Tensor]
 
@@ -61,6 +63,10 @@ class Float32Steps:
             gate = F.silu(gate) if config.activation == "silu" else F.gelu(gate, approximate="tanh")
             x = x + self._normed(layer.down(gate * up), layer.after_mlp)
         return self._head(self._normed(x[batch.wanted.long()], self._norm))
+
+    def draw(self, logits: Tensor, draws: Sequence[Draw | None]) -> Drawing:
+        tokens = draw_rows(logits.numpy(), draws)
+        return lambda: tokens
 
     def _normed(self, x: Tensor, weight: Tensor | None) -> Tensor:
         return x if weight is None else rms_norm(x, weight, self._config.rms_eps)

@@ -1,16 +1,14 @@
 """One reply being spoken: sampled tokens in, turn events out. No torch.
 
-A `Generation` ties a turn to its request, sampler and detokenizer; the engine feeds it one row of
-logits a step (`take`), and lets it `speak` when nobody waits for the engine. Every event goes to
-`emit`, on the engine's thread.
+A `Generation` ties a turn to its request, sampler and detokenizer; the engine feeds it the tokens
+that it asked for (`take`), and lets it `speak` when nobody waits for the engine. Every event goes
+to `emit`, on the engine's thread.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
-
-import numpy as np
 
 from backends.api import (
     Finished,
@@ -28,11 +26,9 @@ from backends.local.sampling import Sampler
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from numpy.typing import NDArray
-
     from backends.api import Turn, TurnEvent
     from backends.errors import BackendError
-    from backends.local.sampling import Row
+    from backends.local.sampling import Draw
     from backends.local.template import Prompt
 
     Emit = Callable[[TurnEvent | BackendError], None]
@@ -105,16 +101,19 @@ class Generation:
         self._spoken_len = len(prompt.ids)
         self._reason: FinishReason | None = None
 
-    def take(self, logits: NDArray[np.float32] | Row, now: float) -> int:
-        """Draws the next token of logits [V]; its text waits for `speak`.
+    def ask(self, guesses: Sequence[int] = ()) -> list[Draw]:
+        """The draw of the next token, and of the one behind each guess."""
+        return self._sampler.ask(guesses)
+
+    def take(self, token: int | None, now: float) -> None:
+        """Goes on with the token drawn; its text waits for `speak`.
 
         The request is `ENDING` when the reply ends here for sure: at an end token, or at its bound.
-        `now` is the moment the logits were there. Raises `ValueError` for broken logits.
+        `now` is the moment the logits were there. Raises `ValueError` for None: broken logits.
         """
-        if isinstance(logits, np.ndarray):
-            token = self._sampler.draw(logits)
-        else:
-            token = self._sampler.draw_from(logits)
+        if token is None:
+            raise ValueError("the model gave no finite logit")
+        self._sampler.take(token)
         request, clocks = self.request, self.clocks
         request.append(token)
         clocks.first = clocks.first or now
@@ -124,9 +123,8 @@ class Generation:
         elif len(request.tokens) >= self.most_tokens:
             self._reason = FinishReason.LENGTH
         else:
-            return token
+            return
         request.move(State.ENDING)
-        return token
 
     def speak(self) -> FinishReason | None:
         """Sends the text of what was taken since the last call; says why the reply ends with it.

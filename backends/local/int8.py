@@ -8,14 +8,18 @@ from backends.local.kernels import reference
 from backends.local.kernels.pages import places
 from backends.local.layers import RopeTables
 from backends.local.quantize import as_float
+from backends.local.sampling import draw_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
-    from backends.local.kernels.batch import Batch
+    from backends.local.kernels.batch import Batch, Drawing
     from backends.local.layers import Layer
     from backends.local.model_config import KVDtype
     from backends.local.quantize import QuantLinear, QuantModel
+    from backends.local.sampling import Draw
 
 __all__ = ["Int8Steps"]
 
@@ -53,6 +57,10 @@ class Int8Steps:
             h = _project(reference.gate(h, config.activation), layer.down)
             x = x + self._normed(h, layer.after_mlp)
         return _project(self._normed(x[batch.wanted.long()], model.norm), model.head)
+
+    def draw(self, logits: Tensor, draws: Sequence[Draw | None]) -> Drawing:
+        tokens = draw_rows(logits.numpy(), draws)
+        return lambda: tokens
 
     def _normed(self, x: Tensor, weight: Tensor | None) -> Tensor:
         if weight is None:

@@ -18,10 +18,9 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Iterator
 
-    from torch import Tensor
-
     from backends.api import FinishReason
     from backends.local.generation import Generation
+    from backends.local.kernels.batch import Drawing
     from backends.local.paged import SequenceKV
     from backends.local.prefix import Prefix, Prefixes
     from backends.local.request import Request
@@ -77,10 +76,10 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Flight:
-    """A step that was launched: its parts, their logits in order, the second it began."""
+    """A step that was launched: its parts, what waits for their tokens, the second it began."""
 
     pieces: list[Piece]
-    logits: Tensor
+    drawing: Drawing
     began: float
 
     @property

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backends.api import Sampling
 from backends.local.errors import ModelError
 from backends.local.float32 import Float32Steps
 from backends.local.int8 import Int8Steps
@@ -24,6 +25,7 @@ from backends.local.kernels.cpu import CpuSteps
 from backends.local.kernels.pages import GroupTable
 from backends.local.paged import NoRoom, SequenceKV
 from backends.local.quantize import quantize
+from backends.local.sampling import Sampler
 from backends.local.warming import WarmingSteps
 
 if TYPE_CHECKING:
@@ -31,11 +33,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from backends.local.kernels.batch import Steps
+    from backends.local.kernels.batch import Drawing, Steps
     from backends.local.kernels.cpu import CpuKernels
     from backends.local.model_config import KVDtype, ModelConfig
     from backends.local.quantize import QuantModel
-    from backends.local.sampling import Row
+    from backends.local.sampling import Draw
     from kvstore.device import DeviceTier
 
 __all__ = ["Chunk", "Decoder", "DeviceChoice", "random_weights"]
@@ -158,25 +160,26 @@ class Decoder:
             return
         from backends.local.gpu.shapes import steps_of_every_shape
 
+        wide = Sampler(Sampling(5.0, top_p=0.99, repetition_penalty=1.1), [0], [1]).ask()
         # All are launched before any is captured: what a larger one makes room for drops graphs.
         for _ in range(3):
             for counts in steps_of_every_shape(sequences, tokens, context):
                 kvs = [SequenceKV(arena) for _ in counts]
                 # A step that has no room now will not have any later.
                 with contextlib.suppress(NoRoom):
-                    self.forward(
+                    logits = self.forward(
                         [Chunk(kv, [0] * count) for kv, count in zip(kvs, counts, strict=True)]
                     )
+                    self.draw(logits, [*wide, *[None] * (len(counts) - 1)])()
                 for kv in kvs:
                     kv.free()
 
-    def fetch(self, logits: Tensor) -> Sequence[NDArray[np.float32] | Row]:
-        """What `forward` gave, for the samplers; waits for a device to have computed it."""
-        if logits.device.type == "cpu":
-            return list(logits.numpy())
-        from backends.local.gpu.greedy import DeviceRows
+    def draw(self, logits: Tensor, draws: Sequence[Draw | None]) -> Drawing:
+        """Begins to draw the token of each row that `forward` gave, and that its draw asks for.
 
-        return DeviceRows(logits)
+        All at once, using the logits up; the next `forward` comes after the tokens were asked for.
+        """
+        return self._steps.draw(logits, draws)
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk]) -> Tensor:

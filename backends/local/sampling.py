@@ -3,199 +3,275 @@
 Order, as in Hugging Face's processors: repetition penalty (CTRL, arXiv 1909.05858) over every
 token of the prompt and the reply, temperature, top-k, top-p (arXiv 1904.09751) on what top-k left,
 min-p (arXiv 2407.01082) relative to the most likely token. Candidates are ordered by logit, then
-by id, so ties change nothing between runs.
+by id, so ties change nothing between runs, and every filter leaves a leading run of that order.
 
-A row can have 262,144 entries and is not sorted: the likeliest few are picked out, and more only
-when top-p asks for them. One uniform number a token is drawn from the request's own generator, and
-the candidate whose share of the cumulative distribution holds it is the token: what a request draws
-depends on its logits and its seed alone.
+One uniform number a token comes from the request's own generator, and the candidate whose share of
+the cumulative distribution holds it is the token: what a request draws depends on its logits and
+its seed alone. That holds on every device, because nothing is summed in floats: a token's weight
+exp((logit - largest) / temperature), by the polynomial of `kernels.reference.exp`, is counted in
+whole steps of 2**-30, and any order of adding them gives the same sum.
 
-numpy because a row is too small to share out: each torch kernel would wake every thread and wait
-for the slowest, which costs milliseconds on a busy machine.
+`draw` is the truth. The kernels (`kernels/sample.h`, `gpu/draws.py`) find the same tokens for all
+rows of a step at once; neither sorts a vocabulary.
 """
 
 from __future__ import annotations
 
 import math
 import secrets
-from typing import TYPE_CHECKING, Protocol
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from numpy.typing import NDArray
 
     from backends.api import Sampling
 
     Floats = NDArray[np.float32]
-    Ids = NDArray[np.int64]
+    Ids = NDArray[np.int32]
 
-__all__ = ["Row", "Sampler"]
+__all__ = ["ROW", "Draw", "Sampler", "draw", "draw_rows", "table"]
 
-FIRST_LOOK = 256
-"""Candidates of the first look for top-p; sixteen times as many in each further one."""
+UNIT = 1 << 30
+"""The largest weight; 2**33 of them would fit in 63 bits."""
 
-_COLUMN_LEN = 64
+LEAST = -21.0
+"""What is so far below the largest logit, temperature applied, weighs less than 2**-30: nothing."""
 
-MOST_FETCHED = 128
-"""The largest top-k for which the likeliest entries of a row are fetched instead of all."""
+ROW = np.dtype(
+    [
+        ("uniform", np.float64),
+        ("top_p", np.float64),
+        ("temperature", np.float32),
+        ("penalty", np.float32),
+        ("floor", np.float32),
+        ("top_k", np.int32),
+        ("begin", np.int32),  # of its ids: first the seen ones, then the masked
+        ("masked", np.int32),
+        ("end", np.int32),
+        ("wanted", np.int32),
+    ]
+)
+"""A `Draw` as kernels read it; 48 bytes. Mirrored in kernels/sample.h and gpu/draws.py."""
 
 
-class Row(Protocol):
-    """One row of logits [V] that lies elsewhere: what is asked of it is fetched."""
+class Settings(NamedTuple):
+    """A request's `Sampling` in the numbers of a draw; floats that are used as float32 are such.
 
-    def best(self) -> tuple[int, float]:
-        """The lowest id of the largest logit, and that logit; not finite where one is NaN."""
-        ...
+    `floor` is min-p's: the natural logarithm, so that a filter compares logits, whose order no
+    rounding of an exponential can turn around.
+    """
 
-    def top(self, count: int) -> tuple[Ids, Floats]:
-        """At least `count` largest logits, or all: their ids, ascending, and they."""
-        ...
+    top_p: float
+    temperature: float
+    penalty: float
+    floor: float
+    top_k: int
 
-    def values(self) -> Floats:
-        """All of them."""
-        ...
+    @classmethod
+    def of(cls, sampling: Sampling) -> Settings:
+        return cls(
+            sampling.top_p,
+            float(np.float32(sampling.temperature)),
+            float(np.float32(sampling.repetition_penalty)),
+            float(np.float32(math.log(sampling.min_p))) if sampling.min_p else -math.inf,
+            min(sampling.top_k, 2**31 - 1),
+        )
+
+
+class Draw(NamedTuple):
+    """All that a draw depends on besides the logits.
+
+    `seen`: the ids that the penalty counts, each once. `masked`: ids that are not drawn.
+    """
+
+    settings: Settings
+    uniform: float
+    seen: Ids
+    masked: Ids
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the token is that of the largest logit as it is."""
+        return self.settings.temperature == 0.0 and not len(self.seen) and not len(self.masked)
 
 
 class Sampler:
-    """Draws the tokens of one request.
+    """What one request draws with: its settings, its generator and the ids it has seen.
 
     `prompt` are the ids that the repetition penalty counts from the start; `not_first` are never
     drawn as the first token.
     """
 
     def __init__(
-        self, sampling: Sampling, prompt: Sequence[int], not_first: Collection[int] = ()
+        self, sampling: Sampling, prompt: Iterable[int], not_first: Collection[int] = ()
     ) -> None:
-        self._sampling = sampling
+        self._settings = Settings.of(sampling)
         seed = sampling.seed
         self._generator = np.random.Generator(
             np.random.PCG64(secrets.randbits(63) if seed is None else seed)
         )
-        self._seen = set(prompt) if sampling.repetition_penalty != 1.0 else None
-        self._not_first: Ids | None = (
-            np.array(sorted(not_first), dtype=np.int64) if not_first else None
-        )
+        self._uniforms: deque[float] = deque()  # drawn ahead for guesses
+        self._seen = _Seen(prompt) if self._settings.penalty != 1.0 else None
+        self._not_first = np.array(sorted(not_first), np.int32)
 
-    def draw_from(self, row: Row) -> int:
-        """What `draw` gives for the row's values, fetching no more of them than it takes."""
-        sampling = self._sampling
-        if self._seen is not None or self._not_first is not None:
-            return self.draw(row.values())
-        if sampling.temperature == 0.0:
-            token, logit = row.best()
-            if not math.isfinite(logit):
-                raise ValueError("the model gave no finite logit")
-            return token
-        if 0 < sampling.top_k <= MOST_FETCHED:
-            ids, values = row.top(MOST_FETCHED + 1)
-            best = values.max()
-            if math.isfinite(best) and self._holds_top(values, best):
-                return int(ids[self._pick(values, best)])
-        return self.draw(row.values())
+    def ask(self, guesses: Sequence[int] = ()) -> list[Draw]:
+        """The next draw, and the one behind each guess should all up to it be right.
 
-    def _holds_top(self, values: Floats, best: np.float32) -> bool:
-        """Whether everything outside these largest values is below the k-th, temperature applied.
-
-        The temperature may round two logits to one, and among equals the lowest id counts.
+        They hold until the next `ask` or `take`.
         """
-        if len(values) <= MOST_FETCHED:
-            return True  # the whole row
-        scaled = (values - best) / np.float32(self._sampling.temperature)
-        kth = np.partition(scaled, -self._sampling.top_k)[-self._sampling.top_k]
-        return bool(scaled.min() < kth)
+        count = 1 + len(guesses)
+        while len(self._uniforms) < count:
+            self._uniforms.append(self._generator.random())
+        seen = [_NONE] * count if self._seen is None else self._seen.behind(guesses)
+        masks = [self._not_first, *[_NONE] * len(guesses)]
+        return [
+            Draw(self._settings, *rest)
+            for rest in zip(self._uniforms, seen, masks, strict=False)  # may be further ahead
+        ]
+
+    def take(self, token: int) -> None:
+        """The next draw gave `token`."""
+        if self._uniforms:
+            self._uniforms.popleft()
+        if self._seen is not None:
+            self._seen.add(token)
+        self._not_first = _NONE
 
     def draw(self, logits: Floats) -> int:
-        """The next token of logits [V] float32; mutates the generator, never `logits`.
+        """Asks and takes in one, for logits [V] float32, which stay as they are.
 
         Raises `ValueError` when no token has a finite logit (broken weights).
         """
-        row = self._adjusted(logits)
-        best = int(row.argmax())  # NaN counts as the largest
-        if not math.isfinite(row[best]):
+        token = draw(logits.copy(), self.ask()[0])
+        if token is None:
             raise ValueError("the model gave no finite logit")
-        token = best if self._sampling.temperature == 0.0 else self._pick(row, row[best])
-        self._not_first = None
-        if self._seen is not None:
-            self._seen.add(token)
+        self.take(token)
         return token
 
-    def _adjusted(self, logits: Floats) -> Floats:
-        """The row with the repetition penalty and the mask of the first token."""
-        if self._seen is None and self._not_first is None:
-            return logits
-        row = logits.copy()
-        if self._seen is not None:
-            penalty = np.float32(self._sampling.repetition_penalty)
-            seen = np.fromiter(self._seen, dtype=np.int64, count=len(self._seen))
-            values = row[seen]
-            row[seen] = np.where(values > 0, values / penalty, values * penalty)
-        if self._not_first is not None:
-            row[self._not_first] = -np.inf
-        return row
 
-    def _pick(self, row: Floats, best: np.float32) -> int:
-        ids, weights = self._candidates((row - best) / np.float32(self._sampling.temperature))
-        cumulative = weights.cumsum(dtype=np.float64)
-        at = int(cumulative.searchsorted(self._generator.random() * cumulative[-1], side="right"))
-        return int(ids[min(at, len(ids) - 1)])
+class _Seen:
+    """Ids in the order they were first seen, each once."""
 
-    def _candidates(self, row: Floats) -> tuple[Ids, Floats]:
-        """The ids [C] that the filters leave, and their weights [C], not normalised.
+    def __init__(self, ids: Iterable[int]) -> None:
+        first = list(dict.fromkeys(ids))
+        self._known = set(first)
+        self._count = len(first)
+        self._ids = np.empty(self._count + 256, np.int32)
+        self._ids[: self._count] = first
 
-        `row` is scaled by the temperature and its maximum is 0.
-        """
-        sampling = self._sampling
-        if sampling.top_k:
-            ids = _likeliest(row, sampling.top_k)[: sampling.top_k]
-            weights = np.exp(row[ids])
-            if sampling.top_p < 1.0:
-                ids = ids[: _nucleus_len(weights, float(weights.sum()), sampling.top_p)]
-        elif sampling.top_p < 1.0:
-            ids = _nucleus(row, sampling.top_p)
-        else:
-            ids = np.arange(len(row))
-        weights = np.exp(row[ids])
-        if sampling.min_p:
-            held = weights >= sampling.min_p
-            ids, weights = ids[held], weights[held]
-        return ids, weights
+    def add(self, id: int) -> None:
+        if id not in self._known:
+            self._known.add(id)
+            self._put(self._count, id)
+            self._count += 1
+
+    def behind(self, guesses: Sequence[int]) -> list[Ids]:
+        """The ids now, and behind each guess; guesses are written where the next ids will be."""
+        counts, new = [self._count], set[int]()
+        for guess in guesses:
+            if guess not in self._known and guess not in new:
+                new.add(guess)
+                self._put(counts[-1], guess)
+            counts.append(self._count + len(new))
+        return [self._ids[:count] for count in counts]
+
+    def _put(self, at: int, id: int) -> None:
+        if at == len(self._ids):
+            self._ids = np.concatenate([self._ids, np.empty_like(self._ids)])
+        self._ids[at] = id
 
 
-def _likeliest(row: Floats, count: int) -> Ids:
-    """At least the `count` likeliest ids, and all that tie with the last, by logit, then by id."""
-    every = count >= len(row)
-    ids = np.arange(len(row)) if every else np.flatnonzero(row >= _floor(row, count))
-    return ids[np.argsort(-row[ids], kind="stable")]
+_NONE = np.empty(0, np.int32)
 
 
-def _floor(row: Floats, count: int) -> np.float32:
-    """A logit that `count` entries reach, and not many more.
-
-    Of `count` columns each has an entry that reaches the `count`-th largest of the columns' best,
-    so that is no higher than the `count`-th largest of all, and needs one look at each.
-    """
-    columns = len(row) // _COLUMN_LEN
-    if columns < 4 * count:
-        return np.float32(np.partition(row, -count)[-count])
-    best = row[: columns * _COLUMN_LEN].reshape(_COLUMN_LEN, columns).max(axis=0)
-    return np.float32(np.partition(best, -count)[-count])
+def draw_rows(logits: Floats, draws: Sequence[Draw | None]) -> list[int | None]:
+    """`draw` for rows of logits [W, V]; None where nothing is asked. Uses the logits up."""
+    return [ask and draw(row, ask) for row, ask in zip(logits, draws, strict=True)]
 
 
-def _nucleus(row: Floats, top_p: float) -> Ids:
-    """The shortest run of likeliest ids whose probability reaches `top_p`."""
-    total = float(np.exp(row).sum(dtype=np.float64))
-    count = FIRST_LOOK
-    while True:
-        ids = _likeliest(row, count)
-        length = _nucleus_len(np.exp(row[ids]), total, top_p)
-        if length <= len(ids) or len(ids) == len(row):
-            return ids[:length]
-        count *= 16
+def draw(row: Floats, ask: Draw) -> int | None:
+    """The token of logits [V] float32, which are used up; None when the largest is not finite."""
+    settings = ask.settings
+    values = row[ask.seen]
+    penalty = np.float32(settings.penalty)
+    with np.errstate(over="ignore", invalid="ignore"):
+        row[ask.seen] = np.where(values > 0, values / penalty, values * penalty)
+        row[ask.masked] = -np.inf
+        best = int(row.argmax())  # NaN counts as the largest
+        if not math.isfinite(row[best]):
+            return None
+        if settings.temperature == 0.0:
+            return best
+        scaled = (row - row[best]) / np.float32(settings.temperature)
+    ids = np.flatnonzero(scaled >= LEAST)
+    if settings.top_k:
+        ids = _likeliest(row, ids, settings.top_k)
+    weights = _weights(scaled[ids])
+    total = int(weights.sum())
+    ids, weights = (each[scaled[ids] >= settings.floor] for each in (ids, weights))
+    found = _Order(row[ids], scaled[ids], weights)
+    kept = int(weights.sum())
+    if settings.top_p < 1.0:
+        _, kept = found.reaching(min(math.ceil(settings.top_p * total), kept))
+    # The product may be rounded up to the whole.
+    place, _ = found.reaching(min(int(ask.uniform * kept), kept - 1) + 1)
+    return int(ids[place])
 
 
-def _nucleus_len(weights: Floats, total: float, top_p: float) -> int:
-    """How many leading weights reach `top_p` of `total`; one more than there are if none do."""
-    return int((weights.cumsum(dtype=np.float64) < top_p * total).sum()) + 1
+def _likeliest(row: Floats, ids: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """The first `count` of ascending ids in order, or all."""
+    if count < len(ids):
+        ids = ids[row[ids] >= np.partition(row[ids], -count)[-count]]
+    order = np.argsort(-row[ids], kind="stable")
+    return ids[order][:count]
+
+
+class _Order(NamedTuple):
+    """Candidates, among equal logits by ascending id."""
+
+    logits: Floats
+    scaled: Floats
+    weights: NDArray[np.int64]
+
+    def reaching(self, mass: int) -> tuple[int, int]:
+        """Where, in order, the sum of weights reaches `mass`, no more than all, and that sum."""
+        depth = -1.0
+        while self.weights[near := self.scaled >= depth].sum() < mass:
+            depth *= 2
+        places = np.flatnonzero(near)
+        places = places[np.argsort(-self.logits[near], kind="stable")]
+        sums = self.weights[places].cumsum()
+        at = sums.searchsorted(mass)
+        return int(places[at]), int(sums[at])
+
+
+def _weights(scaled: Floats) -> NDArray[np.int64]:
+    """exp of numbers from `LEAST` to 0 by `reference.exp`, in whole steps of 2**-30, cut off."""
+    n = np.rint(scaled * np.float32(1.44269504))
+    r = (scaled - n * np.float32(0.693359375)) - n * np.float32(-2.12194440e-4)
+    y = r * np.float32(1 / 720) + np.float32(1 / 120)
+    for coefficient in (1 / 24, 1 / 6, 0.5, 1.0, 1.0):
+        y = y * r + np.float32(coefficient)
+    power = ((n.astype(np.int32) + 127) << 23).view(np.float32)
+    whole: NDArray[np.int64] = (y * power * np.float32(UNIT)).astype(np.int64)
+    return whole
+
+
+def table(draws: Sequence[Draw | None]) -> tuple[NDArray[np.void], Ids]:
+    """The draws for kernels: a `ROW` each [W], and the ids that these point into."""
+    rows, ids, end = [], [], 0
+    for ask in draws:
+        if ask is None:
+            rows.append((0.0, 1.0, 1.0, 1.0, 0.0, 0, end, end, end, 0))
+            continue
+        begin, masked = end, end + len(ask.seen)
+        end = masked + len(ask.masked)
+        rows.append((ask.uniform, *ask.settings, begin, masked, end, 1))
+        if end > begin:
+            ids += [ask.seen, ask.masked]
+    return np.array(rows, ROW), np.concatenate(ids) if ids else _NONE

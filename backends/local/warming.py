@@ -12,14 +12,16 @@ from backends.local.int8 import Int8Steps
 from backends.local.kernels.cpu import CpuSteps
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from concurrent.futures import Future
 
     from torch import Tensor
 
-    from backends.local.kernels.batch import Batch, Steps
+    from backends.local.kernels.batch import Batch, Drawing, Steps
     from backends.local.kernels.cpu import CpuKernels
     from backends.local.model_config import KVDtype
     from backends.local.quantize import QuantModel
+    from backends.local.sampling import Draw
 
 __all__ = ["WarmingSteps"]
 
@@ -48,6 +50,9 @@ class WarmingSteps:
 
     def run(self, batch: Batch) -> Tensor:
         return self._steps.run(batch)
+
+    def draw(self, logits: Tensor, draws: Sequence[Draw | None]) -> Drawing:
+        return self._steps.draw(logits, draws)
 
     @property
     def warm(self) -> bool:

@@ -7,12 +7,14 @@ on the device, so a shape's launches are captured once and replayed. With triton
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
 import torch
 
+from backends.local.gpu.draws import DeviceDraws
 from backends.local.gpu.launches import Launches, Scratch, spans_read
 from backends.local.gpu.shapes import Numbers, Shape, Shapes
 from backends.local.layers import RopeTables
@@ -22,9 +24,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from backends.local.kernels.batch import Batch
+    from backends.local.kernels.batch import Batch, Drawing
     from backends.local.model_config import KVDtype
     from backends.local.quantize import QuantLinear, QuantModel
+    from backends.local.sampling import Draw
 
 __all__ = ["GpuSteps", "on_device"]
 
@@ -71,9 +74,9 @@ def on_device(model: QuantModel, device: torch.device | str) -> QuantModel:
 class GpuSteps:
     """Implements `Steps` on a CUDA device; equal to `Int8Steps` bit for bit. Not thread-safe.
 
-    What `run` returns, and `best` and `top` beside it, is overwritten by the next step. The pages
-    of a batch lie on the device, its other tensors on the host. Positions and page tables are made
-    ready for `context` tokens, and larger ones when a sequence comes to need them.
+    What `run` returns is overwritten by the next step, and `draw` is for the newest alone. The
+    pages of a batch lie on the device, its other tensors on the host. Positions and page tables
+    are made ready for `context` tokens, and larger ones when a sequence comes to need them.
     """
 
     kv_dtype: KVDtype = "int8"
@@ -108,10 +111,10 @@ class GpuSteps:
         self._most = (0, 0, 0, 0)
         self._scratch: Scratch | None = None
         self._numbers: dict[Shape, Numbers] = {}
-        self.best = torch.empty(0, dtype=torch.int32)
-        """int32 [W]: the id of each row's largest logit, the lowest among equals."""
-        self.top = torch.empty(0)
-        """float32 [W]: that logit; infinite where the row holds a NaN."""
+        self._draws = DeviceDraws()
+        # Of each row, the lowest id of its largest logit, and that; infinite where it holds a NaN.
+        self._best = torch.empty(0, dtype=torch.int32)
+        self._top = torch.empty(0)
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Tensor:
@@ -131,8 +134,19 @@ class GpuSteps:
         else:
             launches.step(numbers, pages, scratch, self._rope_of)
         wanted, vocabulary = len(batch.wanted), self._model.config.vocab_size
-        self.best, self.top = scratch.best[:wanted], scratch.top[:wanted]
+        self._best, self._top = scratch.best[:wanted], scratch.top[:wanted]
         return scratch.logits[: wanted * vocabulary].view(wanted, vocabulary)
+
+    def draw(self, logits: Tensor, draws: Sequence[Draw | None]) -> Drawing:
+        if all(ask is None or ask.is_greedy for ask in draws):
+            return self._likeliest
+        return self._draws.begin(logits, draws)
+
+    def _likeliest(self) -> list[int | None]:
+        return [
+            token if math.isfinite(top) else None
+            for token, top in zip(self._best.tolist(), self._top.tolist(), strict=True)
+        ]
 
     def _replay(self, numbers: Numbers, pages: Sequence[Tensor], scratch: Scratch) -> None:
         """Launches the first time, which compiles; captures the second time; then replays."""

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 import structlog
 import torch
 
+from backends.api import Sampling
 from backends.local.int8 import Int8Steps
 from backends.local.kernels.batch import Batch
 from backends.local.kernels.pages import PAGE_TOKENS, GroupTable
+from backends.local.sampling import Sampler
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +33,12 @@ _log = structlog.get_logger()
 _VOCABULARY = 512
 _COUNTS = ((70, 1), (1, 1), (1, 1), (1, 1), (130, 1))
 """New tokens of two sequences, step by step: prefill beside decode, and a graph's three uses."""
+
+_SAMPLINGS = (
+    Sampling(temperature=0.75, top_p=0.9, min_p=0.05, repetition_penalty=1.1),
+    Sampling(temperature=1.0, top_p=0.95),
+    Sampling(temperature=0.8, top_k=20, repetition_penalty=0.9),
+)
 
 
 def trusted_steps(model: QuantModel, *, context: int) -> GpuSteps | None:
@@ -109,7 +117,8 @@ def excerpt(model: QuantModel) -> QuantModel:
 def differences(
     model: QuantModel, steps: GpuSteps, counts: Sequence[tuple[int, ...]] = _COUNTS
 ) -> str:
-    """Where `steps` and the PyTorch reference differ in any bit of logits or KV; "" if nowhere.
+    """Where `steps` and the PyTorch reference differ in a bit of logits or KV or a token drawn; ""
+    if nowhere.
 
     `counts`: new tokens of each sequence, step by step, none of them 0. Pages hold whatever was
     there before.
@@ -133,13 +142,19 @@ def differences(
         tokens = torch.randint(0, config.vocab_size, (sum(step),), generator=generator).int()
         before, lengths = lengths, [a + b for a, b in zip(lengths, step, strict=True)]
         with torch.inference_mode():
-            logits = [
-                truth.run(_batch(tokens, before, lengths, slots, ours)),
-                steps.run(_batch(tokens, before, lengths, slots, theirs)).cpu(),
-            ]
-        if not torch.equal(*logits):
-            worst = float((logits[0] - logits[1]).abs().max())
+            logits = truth.run(_batch(tokens, before, lengths, slots, ours))
+            found = steps.run(_batch(tokens, before, lengths, slots, theirs))
+        if not torch.equal(logits, found.cpu()):
+            worst = float((logits - found.cpu()).abs().max())
             return f"step {number}: logits differ by up to {worst:g}"
+        draws = [
+            Sampler(replace(_SAMPLINGS[(number + b) % len(_SAMPLINGS)], seed=b), [1, 2], [3]).ask()[
+                0
+            ]
+            for b in range(sequences)
+        ]
+        if steps.draw(found, draws)() != truth.draw(logits, draws)():
+            return f"step {number}: draws differ"
         if not all(torch.equal(a, b.cpu()) for a, b in zip(ours, theirs, strict=True)):
             return f"step {number}: KV differs"
     return ""

@@ -6,10 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from torch import Tensor
 
     from backends.local.kernels.pages import GroupTable
     from backends.local.model_config import KVDtype
+    from backends.local.sampling import Draw
+
+    Drawing = Callable[[], list[int | None]]
+    """Waits for the tokens of `sampling.draw_rows` and gives them; called before the next step."""
 
 __all__ = ["Batch", "Steps"]
 
@@ -47,4 +53,8 @@ class Steps(Protocol):
 
     def run(self, batch: Batch) -> Tensor:
         """Writes the new tokens' KV into the pages; returns float32 logits [W, vocab]."""
+        ...
+
+    def draw(self, logits: Tensor, draws: Sequence[Draw | None]) -> Drawing:
+        """Begins to draw from what `run` returned, which is used up."""
         ...

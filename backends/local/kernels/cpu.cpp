@@ -10,6 +10,8 @@
 
 #include "attention.h"
 #include "gemm.h"
+#include "helpers.h"
+#include "sample.h"
 #include "team.h"
 
 namespace greenroom {
@@ -458,4 +460,19 @@ extern "C" int32_t greenroom_forward(const greenroom::Model* model,
     step.run(*team, omp_get_thread_num());
   }
   return 0;
+}
+
+// The tokens of rows of logits [rows, vocab], which are used up; kNoToken where there is none.
+extern "C" void greenroom_draw(float* logits, const greenroom::Ask* asks, const int32_t* ids,
+                               int32_t* tokens, int32_t rows, int32_t vocab, int32_t threads) {
+  using namespace greenroom;
+  auto draw = [&](int i) {
+    float* row = logits + int64_t(i) * vocab;
+    tokens[i] = asks[i].wanted ? Draw(asks[i], row, vocab, ids).token() : kNoToken;
+  };
+  if (rows > 1 && threads > 1) {
+    Helpers::all().share(rows, threads, draw);
+  } else {
+    for (int i = 0; i < rows; ++i) draw(i);
+  }
 }

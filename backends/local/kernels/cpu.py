@@ -23,19 +23,22 @@ import structlog
 import torch
 import torch.nn.functional as F
 
+from backends.local.kernels.draws import draw_rows
 from backends.local.kernels.pages import places
 from backends.local.layers import RopeTables
 from backends.local.quantize import NARROW, QuantLinear
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from concurrent.futures import Future
 
     from torch import Tensor
 
-    from backends.local.kernels.batch import Batch
+    from backends.local.kernels.batch import Batch, Drawing
     from backends.local.layers import Layer
     from backends.local.model_config import KVDtype, ModelConfig
     from backends.local.quantize import QuantModel
+    from backends.local.sampling import Draw
 
 __all__ = ["CpuKernels", "CpuSteps", "build", "kernel_cache", "start_build", "variants"]
 
@@ -49,6 +52,8 @@ _SOURCES = (
     "gemm.h",
     "gemm_avx2.h",
     "gemm_vnni.h",
+    "helpers.h",
+    "sample.h",
     "team.h",
     "vector.h",
 )
@@ -236,6 +241,9 @@ class CpuKernels:
         self.scratch_bytes.argtypes = self.forward.argtypes
         self.scratch_bytes.restype = ctypes.c_int64
         self.inputs_together: int = library.greenroom_inputs_together()
+        self.draw = library.greenroom_draw
+        self.draw.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int32] * 3
+        self.draw.restype = None
 
     @staticmethod
     def supports(config: ModelConfig) -> bool:
@@ -354,6 +362,10 @@ class CpuSteps:
         failed = self._kernels.forward(self._model, step)
         assert not failed
         return logits
+
+    def draw(self, logits: Tensor, draws: Sequence[Draw | None]) -> Drawing:
+        tokens = draw_rows(self._kernels, logits, draws)
+        return lambda: tokens
 
     def _layer(self, index: int, layer: Layer[QuantLinear]) -> _Layer:
         spec = layer.spec

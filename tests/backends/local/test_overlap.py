@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from backends.api import Turn
     from backends.local.checkpoint import LoadedModel
+    from backends.local.kernels.batch import Drawing
+    from backends.local.sampling import Draw
 
 
 class Beside(Decoder):
@@ -33,10 +35,13 @@ class Beside(Decoder):
     def runs_beside(self) -> bool:
         return True
 
-    def fetch(self, logits: torch.Tensor) -> Sequence[object]:  # type: ignore[override]
+    def draw(self, logits: torch.Tensor, draws: Sequence[Draw | None]) -> Drawing:
         if self.__dict__.pop("broken", False):
-            raise RuntimeError("the device is gone")
-        return super().fetch(logits)
+            return self._broken
+        return super().draw(logits, draws)
+
+    def _broken(self) -> list[int | None]:
+        raise RuntimeError("the device is gone")
 
 
 def beside(model: LoadedModel) -> LoadedModel:

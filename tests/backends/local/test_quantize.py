@@ -27,7 +27,7 @@ def test_every_weight_is_within_half_a_step() -> None:
     """
     weights = random_weights(CONFIG, 0)
     layer = quantize(CONFIG, weights).layers[1]
-    exact_layer = fuse(CONFIG, weights, 1, torch.cat)
+    exact_layer = fuse(CONFIG, weights, 1, lambda parts: torch.cat(list(parts)))
     qkv = exact_layer.before_attention / layer.before_attention
     gate_up = exact_layer.before_mlp / layer.before_mlp
     for linear, exact in (

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from backends.api import Sampling
 from backends.local.model import random_weights
 from backends.local.model_config import ModelConfig
 from backends.local.quantize import quantize
+from tests.backends.local.drawing import ask
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +51,8 @@ def compiled(fn: Any, args: tuple[object, ...], given: dict[str, Any]) -> Any:
         torch.int8: "*i8",
         torch.int16: "*i16",
         torch.int32: "*i32",
+        torch.int64: "*i64",
+        torch.float64: "*fp64",
         torch.float16: "*fp16",
         torch.float32: "*fp32",
     }
@@ -70,10 +74,11 @@ def compiled(fn: Any, args: tuple[object, ...], given: dict[str, Any]) -> Any:
 
 
 def test_every_launch_compiles_for_hopper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A decode and a mixed step: nothing is fused to lose a rounding, and products run on
-    tensor cores within a block's shared memory."""
+    """A decode, a mixed step and both looks of a draw: nothing is fused to lose a rounding, and
+    products run on tensor cores within a block's shared memory."""
     from triton.runtime.jit import JITFunction
 
+    from backends.local.gpu import draws
     from backends.local.gpu.launches import Launches
     from backends.local.gpu.steps import GpuSteps
     from backends.local.gpu.trial import differences
@@ -93,11 +98,17 @@ def test_every_launch_compiles_for_hopper(tmp_path: Path, monkeypatch: pytest.Mo
     # Nothing runs, so the answers differ; what is asked for is the launches of both steps.
     differences(model, steps, [(70, 1)])
     differences(model, steps, [(1, 1)])
+    for look in draws.LOOKS:
+        draws.launch(torch.zeros(2, 262_144), [ask(Sampling(), 0.5, (5,), (6,)), None], look)
     names = {key.split()[0] for key in made}
     assert names == {
+        "_adjust",
         "_best_of_block",
+        "_best_of_groups",
         "_best_of_row",
+        "_collect",
         "_linear",
+        "_pick",
         "add_and_norm",
         "attend_chunks",
         "decode_spans",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-FILES = ("test_kernels.py", "test_steps.py")
+FILES = ("test_draws.py", "test_kernels.py", "test_steps.py")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")

@@ -275,24 +275,14 @@ def test_chunk_attention_is_the_reference_s(
 
 def test_the_likeliest_token_is_the_lowest_of_equals(device: str) -> None:
     """As numpy's argmax, across blocks; a NaN shows as a logit that is not finite."""
-    from backends.local.gpu.greedy import BLOCK, DeviceRows
+    from backends.local.gpu.greedy import BLOCK, argmax
 
     logits = drawn(3, BLOCK + 100)
     logits[0, [7, BLOCK + 3]] = 9.0
     logits[1, BLOCK + 99] = 9.0
     logits[2, 50] = torch.nan
-    found = DeviceRows(logits.to(device))
-    assert [found[0].best(), found[1].best()] == [(7, 9.0), (BLOCK + 99, 9.0)]
-    assert found[2].best()[1] == float("inf")
-
-
-def test_the_likeliest_few_come_with_their_ids(device: str) -> None:
-    """`top` gives the largest logits by ascending id, `values` all of them."""
-    from backends.local.gpu.greedy import DeviceRows
-
-    logits = drawn(2, 500)
-    row = DeviceRows(logits.to(device))[1]
-    ids, values = row.top(20)
-    assert ids.tolist() == sorted(logits[1].topk(20).indices.tolist())
-    assert values.tolist() == logits[1][torch.from_numpy(ids)].tolist()
-    assert torch.equal(torch.from_numpy(row.values()), logits[1])
+    top = torch.zeros(3, device=device)
+    best = torch.zeros(3, dtype=torch.int32, device=device)
+    argmax(logits.to(device), top, best)
+    assert best[:2].tolist() == [7, BLOCK + 99]
+    assert top.tolist() == [9.0, 9.0, torch.inf]

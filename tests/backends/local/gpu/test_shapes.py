@@ -16,6 +16,7 @@ from backends.local.kernels.batch import Batch
 from backends.local.kernels.pages import GroupTable
 from backends.local.model import Decoder
 from backends.local.model_config import ModelConfig
+from backends.local.sampling import draw_rows
 from backends.local.scheduler import Limits
 from backends.local.testing import arena
 from kvstore.host import HostTier
@@ -23,8 +24,12 @@ from kvstore.tiered import TieredStore
 from tests.backends.local.rig import Rig
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from backends.local.checkpoint import LoadedModel
+    from backends.local.kernels.batch import Drawing
     from backends.local.model_config import KVDtype
+    from backends.local.sampling import Draw
 
 TILE = 16
 
@@ -120,6 +125,10 @@ class Noted:
     def run(self, batch: Batch) -> torch.Tensor:
         self.taken.add(self._shapes.of(batch))
         return torch.rand(len(batch.wanted), self._vocabulary, generator=self._random)
+
+    def draw(self, logits: torch.Tensor, draws: Sequence[Draw | None]) -> Drawing:
+        tokens = draw_rows(logits.numpy(), draws)
+        return lambda: tokens
 
 
 def test_nothing_new_after_prepare(model: LoadedModel) -> None:
