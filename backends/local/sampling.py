@@ -100,6 +100,9 @@ class Draw(NamedTuple):
         return self.settings.temperature == 0.0 and not len(self.seen) and not len(self.masked)
 
 
+_NONE = np.empty(0, np.int32)
+
+
 class Sampler:
     """What one request draws with: its settings, its generator and the ids it has seen.
 
@@ -118,12 +121,15 @@ class Sampler:
         self._uniforms: deque[float] = deque()  # drawn ahead for guesses
         self._seen = _Seen(prompt) if self._settings.penalty != 1.0 else None
         self._not_first = np.array(sorted(not_first), np.int32)
+        self._greedy = [Draw(self._settings, 0.0, _NONE, _NONE)]
 
     def ask(self, guesses: Sequence[int] = ()) -> list[Draw]:
         """The next draw, and the one behind each guess should all up to it be right.
 
         They hold until the next `ask` or `take`.
         """
+        if self._seen is None and self._settings.temperature == 0.0 and not len(self._not_first):
+            return self._greedy * (1 + len(guesses))
         count = 1 + len(guesses)
         while len(self._uniforms) < count:
             self._uniforms.append(self._generator.random())
@@ -140,7 +146,8 @@ class Sampler:
             self._uniforms.popleft()
         if self._seen is not None:
             self._seen.add(token)
-        self._not_first = _NONE
+        if len(self._not_first):
+            self._not_first = _NONE
 
     def draw(self, logits: Floats) -> int:
         """Asks and takes in one, for logits [V] float32, which stay as they are.
@@ -184,9 +191,6 @@ class _Seen:
         if at == len(self._ids):
             self._ids = np.concatenate([self._ids, np.empty_like(self._ids)])
         self._ids[at] = id
-
-
-_NONE = np.empty(0, np.int32)
 
 
 def draw_rows(logits: Floats, draws: Sequence[Draw | None]) -> list[int | None]:

@@ -102,25 +102,26 @@ class Tiles:
 
 
 def tiles_for(tokens: int, linear: QuantLinear, *, split: bool = True) -> Tiles:
-    """The cut for `tokens` rows, reckoned for an H100.
+    """The cut for `tokens` rows, reckoned for an H100 and tried on an H200.
 
     Few rows: what moves fewest bytes through the L2 cache with no multiprocessor idle, where need
     be by splitting the inputs. Many: square tiles for the tensor cores.
     """
     outputs, inputs = linear.codes.shape
-    k = 128
     if tokens > 64:
-        return Tiles(128, 128, k, 1, 8, 3)
+        return Tiles(128, 128, 128, 1, 8, 3)
     m: int = max(16, triton.next_power_of_2(tokens))
     digits = 1 if linear.max_code <= 127 else 2
+    k = 256 if digits == 1 else 128
     steps = -(-inputs // k)
 
     def moved(choice: tuple[int, int]) -> float:
-        """Bytes: a program's rows and weights, sums written and read; more where some are idle."""
+        """Bytes: a program's rows and weights, sums written and read, which is what the next kernel
+        waits for; more where some multiprocessors are idle."""
         n, splits = choice
         programs = -(-outputs // n) * splits
         read = programs * -(-steps // splits) * k * (digits * m + n)
-        return (read + 8 * m * outputs * splits) * max(1.0, _MULTIPROCESSORS / programs)
+        return (read + 12 * m * outputs * splits) * max(1.0, _MULTIPROCESSORS / programs)
 
     cuts = [1, *(s for s in (2, 4, 8, 16) if split and 2 * s <= steps)]
     n, splits = min(((n, splits) for n in (64, 128) for splits in cuts), key=moved)

@@ -184,7 +184,7 @@ class Launches:
                 N=inner,
                 SIZE=triton.next_power_of_2(inner),
                 MAX_CODE=layer.down.max_code,
-                num_warps=_warps(inner),
+                num_warps=_gate_warps(inner, tokens),
                 **self._all,
             )
             ins, outs = outs, ins
@@ -395,6 +395,11 @@ def _warps(row: int) -> int:
     """Warps for a program that holds a row of so many numbers."""
     size: int = triton.next_power_of_2(row)
     return min(16, max(1, size // 512))
+
+
+def _gate_warps(row: int, rows: int) -> int:
+    """Warps for a gate: twice as many where few rows wait for it."""
+    return _warps(row) if rows > 512 else min(32, 2 * _warps(row))
 
 
 def _norm_warps(size: int, rows: int) -> int:

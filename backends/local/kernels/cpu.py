@@ -274,8 +274,7 @@ class _Arena:
 class CpuSteps:
     """Implements `Steps` with the kernels; equal to `Int8Steps` bit for bit.
 
-    Keeps packed copies of the model's codes. Not thread-safe. What `run` returns is overwritten by
-    the next step.
+    Keeps packed copies of the model's codes. Not thread-safe.
     """
 
     kv_dtype: KVDtype = "int8"
@@ -315,14 +314,10 @@ class CpuSteps:
             config.attention_scale,
         )
         self._scratch = torch.empty(0, dtype=torch.uint8)
-        self._logits = torch.empty(0)  # anew every step, the system would clear its pages first
 
     def run(self, batch: Batch) -> Tensor:
         config = self._config
-        size = len(batch.wanted) * config.vocab_size
-        if size > len(self._logits):
-            self._logits = torch.empty(size)
-        logits = self._logits[:size].view(-1, config.vocab_size)
+        logits = torch.empty(len(batch.wanted), config.vocab_size)
         ropes = self._ropes.upto(batch.end)
         groups = (_Group * len(batch.tables))(
             *(
