@@ -163,10 +163,13 @@ class Decoder:
         wide = Sampler(Sampling(5.0, top_p=0.99, repetition_penalty=1.1), [0], [1]).ask()
         # All are launched before any is captured: what a larger one makes room for drops graphs.
         for _ in range(3):
-            for counts in steps_of_every_shape(sequences, tokens, context):
+            for counts, length in steps_of_every_shape(sequences, tokens, context):
                 kvs = [SequenceKV(arena) for _ in counts]
                 # A step that has no room now will not have any later.
                 with contextlib.suppress(NoRoom):
+                    for begin in range(0, length, tokens):  # pages of whatever: nobody reads them
+                        kvs[0].reserve(min(tokens, length - begin))
+                        kvs[0].advance(min(tokens, length - begin))
                     logits = self.forward(
                         [Chunk(kv, [0] * count) for kv, count in zip(kvs, counts, strict=True)]
                     )

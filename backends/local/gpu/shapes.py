@@ -30,6 +30,9 @@ __all__ = ["BATCHES", "Floor", "Numbers", "Shape", "Shapes", "shape_of", "steps_
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Numbers of sequences that steps are padded to; beyond the last, multiples of it."""
 
+_FEW_PAGES = 32
+"""A decode's table of global layers has no fewer columns: 2,048 tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -67,7 +70,7 @@ def shape_of(batch: Batch, windows: Sequence[int | None], tile_tokens: int, floo
     for table, window in zip(batch.tables, windows, strict=True):
         held = table.slots.shape[1]
         if window is None:
-            widths.append(_power(max(held, floor.pages)))
+            widths.append(_pages(held, floor, decode=decode))
         else:
             # The window, the new tokens, and what `SequenceKV` keeps beside them.
             widths.append(max((window + (1 if decode else rows)) // PAGE_TOKENS + 5, held))
@@ -103,15 +106,23 @@ class Shapes:
         return shape
 
 
-def steps_of_every_shape(sequences: int, tokens: int, context: int) -> Iterator[list[int]]:
-    """Steps that take every shape once, each as the new tokens of its sequences.
+def steps_of_every_shape(
+    sequences: int, tokens: int, context: int
+) -> Iterator[tuple[list[int], int]]:
+    """Steps that take every shape once: the new tokens of its sequences, and how many the first of
+    them has already.
 
     Up to `sequences` sequences of less than `context` tokens, `tokens` new ones a step. The step of
     the most sequences comes first, and of the others the largest.
     """
+    pages, lengths = _power(-(-context // PAGE_TOKENS)), [context - 2]
+    while pages // 4 >= _FEW_PAGES:
+        pages //= 4
+        lengths.append(pages * PAGE_TOKENS - 2)
     size = _padded(sequences)
     while size:
-        yield [1] * min(size, sequences)
+        for length in lengths:
+            yield [1] * min(size, sequences), length
         size = size - BATCHES[-1] if size > BATCHES[-1] else size // 2
     most = min(tokens, sequences * (context - 1))
     rows = [64]
@@ -119,7 +130,16 @@ def steps_of_every_shape(sequences: int, tokens: int, context: int) -> Iterator[
         rows.append(_padded_rows(rows[-1] + 1))
     for count in reversed(rows):
         whole, rest = divmod(min(count, most), context - 1)
-        yield [context - 1] * whole + ([rest] if rest else [])
+        yield [context - 1] * whole + ([rest] if rest else []), 0
+
+
+def _pages(held: int, floor: Floor, *, decode: bool) -> int:
+    """Columns for `held` pages. Programs of spans that nobody has cost a decode of short sequences
+    as much as its own, so it takes a fourth, or a fourth of that, where that is enough."""
+    pages = _power(max(held, floor.pages))
+    while decode and pages // 4 >= max(held, _FEW_PAGES):
+        pages //= 4
+    return pages
 
 
 def _padded_rows(count: int) -> int:

@@ -29,6 +29,13 @@ inline PageView page_view(const uint8_t* page, int row, int kv_heads, int dim, i
           int64_t(kv_heads) * dim, kv_heads};
 }
 
+inline void ask_for_scales(const PageView& page) {
+  for (int i = 0; i < kPage * page.heads; i += 32) {  // a line
+    _mm_prefetch(reinterpret_cast<const char*>(page.k_scale + i), _MM_HINT_T1);
+    _mm_prefetch(reinterpret_cast<const char*>(page.v_scale + i), _MM_HINT_T1);
+  }
+}
+
 // The scales of a page's tokens for one head of several, which take turns.
 inline void read_scales(const uint16_t* from, int heads, float* out) {
   if (heads == 1) {
@@ -107,6 +114,7 @@ inline void attend_span(const Queries& q, const int* which, int count, const Pag
   for (int p = begin / kPage; p * kPage < end; ++p) {
     const PageView& page = pages[p];
     const PageView& after = (p + 1) * kPage < end ? pages[p + 1] : next;
+    ask_for_scales(after);
     read_scales(page.k_scale, page.heads, k_scale + p * kPage);
     read_scales(page.v_scale, page.heads, v_scale + p * kPage);
     score_page(codes, count, q.dim, page, after, p, first_of(p, begin), end_of(p, end), score);
@@ -114,7 +122,7 @@ inline void attend_span(const Queries& q, const int* which, int count, const Pag
   for (int i = 0; i < count; ++i)
     step[i] = weigh(score[i], q.scale[which[i]], k_scale, v_scale, from[i], to[i], begin & ~15,
                     (end + 15) & ~15, weight[i], result.largest + i, result.sum + i);
-  mix_span(weight, step, count, q.dim, pages, next, begin, end, result.out);
+  mix_span(weight, step, count, q.dim, pages, begin, end, result.out);
 }
 
 // Folds one span's result for one query into what came before it.

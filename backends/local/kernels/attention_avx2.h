@@ -134,7 +134,7 @@ __attribute__((noinline)) void mix(const WeightCode (*weights)[kSpan], const flo
 
 // The same for any number of queries.
 inline void mix_span(const WeightCode (*weights)[kSpan], const float* step, int count, int dim,
-                     const PageView* pages, const PageView&, int begin, int end, float* out) {
+                     const PageView* pages, int begin, int end, float* out) {
   begin &= ~1;
   end = (end + 1) & ~1;
   int i = 0;

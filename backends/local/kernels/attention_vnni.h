@@ -37,8 +37,8 @@ GREENROOM_INLINE void ask_for_row(const int8_t* row, int64_t ahead, int d) {
 }
 
 // 16 keys, 128 higher, to columns: turned[d / 4 * 64 + key] holds four dimensions of a key. Asks for
-// what lies `ahead` bytes further.
-inline void turn_keys(const int8_t* keys, int64_t stride, int dim, int64_t ahead,
+// the keys that lie `ahead` bytes further, and for their own values, `values` bytes further.
+inline void turn_keys(const int8_t* keys, int64_t stride, int dim, int64_t ahead, int64_t values,
                       int32_t* turned) {
   const __m512i up = _mm512_set1_epi8(int8_t(0x80));
   for (int d = 0; d < dim; d += 64) {
@@ -46,6 +46,7 @@ inline void turn_keys(const int8_t* keys, int64_t stride, int dim, int64_t ahead
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) {
       ask_for_row(keys + i * stride, ahead, d);
+      ask_for_row(keys + i * stride, values, d);
       r[i] = _mm512_xor_si512(load_row(keys + i * stride, d, dim), up);
     }
 #pragma GCC unroll 8
@@ -129,7 +130,8 @@ inline void score_page(const QueryCode* const* q, int count, int dim, const Page
   alignas(64) int32_t turned[kMaxDim / 4 * kPage];
   int first = begin / 16, last = (end + 15) / 16;
   for (int g = first; g < last; ++g)
-    turn_keys(page.k + g * 16 * page.stride, page.stride, dim, after.k - page.k, turned + g * 16);
+    turn_keys(page.k + g * 16 * page.stride, page.stride, dim, after.k - page.k, page.v - page.k,
+              turned + g * 16);
   for (int i = 0; i < count; i += kAtOnce) {
     int rows = std::min(kAtOnce, count - i);
     if (last - first == 4) {
@@ -143,11 +145,9 @@ inline void score_page(const QueryCode* const* q, int count, int dim, const Page
 
 // Values of four keys from row `values` on, interleaved: of every 64 dimensions four registers, in
 // the quarters q of register j the dimensions 16 q + 4 j and on.
-inline void turn_values(const int8_t* values, int64_t stride, int dim, int64_t ahead,
-                        int8_t* turned, int64_t chunk_bytes) {
+inline void turn_values(const int8_t* values, int64_t stride, int dim, int8_t* turned,
+                        int64_t chunk_bytes) {
   for (int d = 0; d < dim; d += 64, turned += chunk_bytes) {
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) ask_for_row(values + i * stride, ahead, d);
     __m512i a = load_row(values, d, dim), b = load_row(values + stride, d, dim);
     __m512i c = load_row(values + 2 * stride, d, dim), e = load_row(values + 3 * stride, d, dim);
     __m512i ab = _mm512_unpacklo_epi8(a, b), ce = _mm512_unpacklo_epi8(c, e);
@@ -197,7 +197,7 @@ inline void add_values_of(int count, const WeightCode (*weights)[kSpan], int at,
 
 // The weighted sum of values over keys [begin, end) of a span: out [count, dim].
 inline void mix_span(const WeightCode (*weights)[kSpan], const float* step, int count, int dim,
-                     const PageView* pages, const PageView& next, int begin, int end, float* out) {
+                     const PageView* pages, int begin, int end, float* out) {
   constexpr int kChunk = 64, kChunkBytes = kPage * kChunk;
   alignas(64) int8_t turned[kMaxDim / kChunk * kChunkBytes];
   alignas(64) int32_t sums[kQueries][kMaxDim];
@@ -206,10 +206,8 @@ inline void mix_span(const WeightCode (*weights)[kSpan], const float* step, int 
   for (int p = begin / kPage; p * kPage < end; ++p) {
     int first = first_of(p, begin) & ~3, fours = (end_of(p, end) - first + 3) / 4;
     const int64_t stride = pages[p].stride;
-    const int64_t ahead = ((p + 1) * kPage < end ? pages[p + 1] : next).v - pages[p].v;
     for (int i = 0; i < fours; ++i)
-      turn_values(pages[p].v + (first + i * 4) * stride, stride, dim, ahead, turned + i * 256,
-                  kChunkBytes);
+      turn_values(pages[p].v + (first + i * 4) * stride, stride, dim, turned + i * 256, kChunkBytes);
     for (int i = 0; i < count; i += kAtOnce)
       for (int d = 0; d < dim; d += kChunk)
         add_values_of(std::min(kAtOnce, count - i), weights + i, p * kPage + first, fours,

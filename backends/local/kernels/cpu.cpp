@@ -352,44 +352,60 @@ class Step {
                      item.kv_head);
   }
 
-  // What span p of an item gives, for the queries in `which`; returns their number. `next`: the
-  // span that this thread most likely takes next.
-  int attend_to(const Layer& l, const Item& item, int64_t p, int64_t next, int* which,
-                const Partial& out) const {
+  // What span p of an item gives, for the queries in `which`; returns their number. Span `q` of
+  // `next` is what this thread most likely reads after it.
+  int attend_to(const Layer& l, const Item& item, int64_t p, const Item& next, int64_t q,
+                int* which, const Partial& out) const {
     PageView pages[kSpanPages];
     for (int64_t i = std::max(p * kSpanPages, item.first_page);
          i <= std::min((p + 1) * kSpanPages - 1, item.last_page); ++i)
       pages[i % kSpanPages] = view(l, item, i);
-    PageView after = next <= item.last_span()
-                         ? view(l, item, next * kSpanPages)
-                         : pages[std::min((p + 1) * kSpanPages - 1, item.last_page) % kSpanPages];
+    PageView after =
+        view(l, next, std::clamp(q * kSpanPages, next.first_page, next.last_page));
     int count = seeing(item, p, which);
     attend_span(item.q, which, count, pages, p * kSpan, after, out);
     return count;
   }
 
-  // [tokens, Hq, D] of attention, for all threads.
+  // The online softmax of one item's queries.
+  struct Running {
+    float largest[kQueries], sum[kQueries];
+    float* out;  // [queries, D]
+  };
+
+  // [tokens, Hq, D] of attention, for all threads. The KV heads of a tile go through a span one
+  // after the other, since they take turns in its pages' memory.
   const float* attend(Team& team, const Layer& l) const {
-    int dim = m_.head_dim;
-    team.share(s_.first_item[b_.sequences], 1, [&](int i) {
-      Item item;
-      find(i, l, item);
+    const int dim = m_.head_dim, most = std::min(m_.kv_heads, kMaxDim / dim);
+    const int groups = (m_.kv_heads + most - 1) / most;
+    team.share(s_.first_item[b_.sequences] / m_.kv_heads * groups, 1, [&](int u) {
+      const int first = u % groups * most, heads = std::min(most, m_.kv_heads - first);
+      Item items[kMaxDim / kBlock];
+      Running running[kMaxDim / kBlock];
       alignas(64) float out[kQueries * kMaxDim], span_out[kQueries * kMaxDim];
-      float largest[kQueries], sum[kQueries], span_largest[kQueries], span_sum[kQueries];
-      for (int q = 0; q < item.q.count; ++q) {
-        largest[q] = -INFINITY;
-        sum[q] = 0.0f;
+      float span_largest[kQueries], span_sum[kQueries];
+      for (int h = 0; h < heads; ++h) {
+        find(u / groups * m_.kv_heads + first + h, l, items[h]);
+        running[h].out = out + h * kQueries * dim;
+        std::fill_n(running[h].largest, kQueries, -INFINITY);
+        std::fill_n(running[h].sum, kQueries, 0.0f);
+        std::fill_n(running[h].out, items[h].q.count * dim, 0.0f);
       }
-      std::memset(out, 0, sizeof(float) * item.q.count * dim);
-      for (int64_t p = item.first_span(); p <= item.last_span(); ++p) {
-        int which[kQueries];
-        int count = attend_to(l, item, p, p + 1, which, {span_largest, span_sum, span_out});
-        for (int j = 0; j < count; ++j)
-          merge(largest + which[j], sum + which[j], out + which[j] * dim, span_largest[j],
-                span_sum[j], span_out + j * dim, dim);
-      }
-      for (int q = 0; q < item.q.count; ++q)
-        divide(out + q * dim, sum[q], s_.mine.mixed + item.at[q] * dim, dim);
+      for (int64_t p = items[0].first_span(); p <= items[0].last_span(); ++p)
+        for (int h = 0; h < heads; ++h) {
+          int which[kQueries];
+          bool last = h + 1 == heads;
+          int count = attend_to(l, items[h], p, items[last ? 0 : h + 1], p + last, which,
+                                {span_largest, span_sum, span_out});
+          Running& r = running[h];
+          for (int j = 0; j < count; ++j)
+            merge(r.largest + which[j], r.sum + which[j], r.out + which[j] * dim, span_largest[j],
+                  span_sum[j], span_out + j * dim, dim);
+        }
+      for (int h = 0; h < heads; ++h)
+        for (int q = 0; q < items[h].q.count; ++q)
+          divide(running[h].out + q * dim, running[h].sum[q],
+                 s_.mine.mixed + items[h].at[q] * dim, dim);
     });
     return s_.mine.mixed;
   }
@@ -406,7 +422,8 @@ class Step {
       alignas(64) float span_out[kQueries * kMaxDim];
       float largest[kQueries], sum[kQueries];
       int which[kQueries];
-      int count = attend_to(l, item, p, p + team.size(), which, {largest, sum, span_out});
+      int count =
+          attend_to(l, item, p, item, p + team.size(), which, {largest, sum, span_out});
       for (int j = 0; j < count; ++j) {
         float* to = s_.partial + item.at[which[j]] * one + u % spans * record;
         to[0] = largest[j];
