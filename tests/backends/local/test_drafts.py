@@ -38,6 +38,25 @@ def test_borders_of_tokens() -> None:
     assert Drafts(odd).propose(2) == []
 
 
+def test_wrong_guesses_make_proposals_shorter() -> None:
+    """After a wrong guess there are fewer, then none; guesses that came true unasked bring them
+    back."""
+    drafts = Drafts([1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2])
+    assert drafts.propose(3) == [3, 4, 5]
+    for token in (7, 1, 2):  # not 3
+        drafts.push(token)
+    assert drafts.propose(3) == [7, 1]
+    for token in (3, 1, 2):  # not 7
+        drafts.push(token)
+    assert drafts.propose(3) == []  # silently 3
+    drafts.push(3)
+    assert drafts.propose(3) == [1]
+    for token in (1, 2):
+        drafts.push(token)
+        drafts.propose(3)
+    assert drafts.propose(3) == [3, 1, 2]
+
+
 def test_nothing_known() -> None:
     """New tokens give no guess, and neither does no room for one."""
     assert Drafts([1, 2, 3, 4, 5]).propose(3) == []
