@@ -66,6 +66,7 @@ _VARIANTS = {
 
 _BLOCK = 16  # outputs in a block of packed weights
 _MAX_DIM = 512
+_SLAB = 1 << 18  # codes summed at once
 _LINE, _HUGE = 64, 1 << 21  # bytes of a cache line and of a huge page
 _COMPILE_TIMEOUT_S = 300
 
@@ -424,8 +425,11 @@ def _offset(codes: Tensor, max_code: int) -> Tensor:
     It may pass 32 bits, as the sums themselves may on the way, and wraps like them.
     """
     higher = 128 if max_code <= NARROW else 8192
-    slabs = torch.split(codes, max(1, (1 << 22) // codes.shape[1]))  # no wide copy of a table
-    return (torch.cat([slab.sum(1, dtype=torch.int64) for slab in slabs]) * higher).to(torch.int32)
+    offset = torch.empty(len(codes), dtype=torch.int64)
+    rows = max(1, _SLAB // codes.shape[1])  # sums make a wide copy of what they are given
+    for into, slab in zip(torch.split(offset, rows), torch.split(codes, rows), strict=True):
+        into.copy_(slab.sum(1, dtype=torch.int64))
+    return (offset * higher).to(torch.int32)
 
 
 def _interleaved(gate_up: QuantLinear) -> QuantLinear:
