@@ -58,18 +58,6 @@ def models(draw: st.DrawFn) -> ModelConfig:
     )
 
 
-@pytest.fixture(params=["avx512", "avx2"], scope="module")
-def each_kernels(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> CpuKernels:
-    """Every build that this machine can run."""
-    if request.param not in cpu.variants():
-        pytest.skip(f"this machine cannot run the {request.param} build")
-    built = cpu.build(tmp_path_factory.mktemp("kernels"), request.param)
-    assert built is not None
-    return built
-
-
 @pytest.fixture(params=[1, 2])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     """Runs the test with one thread and with two."""

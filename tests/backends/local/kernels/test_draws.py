@@ -10,7 +10,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 from backends.api import Sampling
-from backends.local.kernels import cpu
 from backends.local.kernels.draws import draw_rows
 from backends.local.sampling import Draw, draw
 from backends.local.sampling import draw_rows as in_numpy
@@ -20,18 +19,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from backends.local.kernels.cpu import CpuKernels
-
-
-@pytest.fixture(params=["avx512", "avx2"], scope="module")
-def each_kernels(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> CpuKernels:
-    """Every build that this machine can run."""
-    if request.param not in cpu.variants():
-        pytest.skip(f"this machine cannot run the {request.param} build")
-    built = cpu.build(tmp_path_factory.mktemp("kernels"), request.param)
-    assert built is not None
-    return built
 
 
 @settings(
