@@ -147,7 +147,7 @@ class Decoder:
 
     @property
     def runs_beside(self) -> bool:
-        """Whether `forward` gives back before its step is computed: there is time until `fetch`."""
+        """Whether `forward` gives back before its step is computed: there is time meanwhile."""
         return self._steps.device != "cpu"
 
     def prepare(self, arena: DeviceTier, sequences: int, tokens: int, context: int) -> None:

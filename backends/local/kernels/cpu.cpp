@@ -457,6 +457,9 @@ class Step {
 // How many inputs of one output lie together in packed weights.
 extern "C" int32_t greenroom_inputs_together() { return greenroom::kTogether; }
 
+// How much higher than they are the inputs' codes are stored: see `Linear::offset`.
+extern "C" int32_t greenroom_raised_by(int32_t max_code) { return greenroom::raised_by(max_code); }
+
 // Bytes of scratch that a batch of this shape needs.
 extern "C" int64_t greenroom_scratch_bytes(const greenroom::Model* model,
                                            const greenroom::Batch* batch) {

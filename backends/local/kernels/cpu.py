@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from backends.local.kernels.draws import draw_rows
 from backends.local.kernels.pages import places
 from backends.local.layers import RopeTables
-from backends.local.quantize import NARROW, QuantLinear
+from backends.local.quantize import QuantLinear
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -242,6 +242,8 @@ class CpuKernels:
         self.scratch_bytes.argtypes = self.forward.argtypes
         self.scratch_bytes.restype = ctypes.c_int64
         self.inputs_together: int = library.greenroom_inputs_together()
+        self.raised_by = library.greenroom_raised_by
+        self.raised_by.argtypes = [ctypes.c_int32]
         self.draw = library.greenroom_draw
         self.draw.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int32] * 3
         self.draw.restype = None
@@ -390,7 +392,7 @@ class CpuSteps:
         return _Linear(
             self._arena.put(_packed(codes, self._kernels.inputs_together)),
             self._address(F.pad(linear.scale, (0, padding))),
-            self._address(_offset(codes, linear.max_code)),
+            self._address(_offset(codes, self._kernels.raised_by(linear.max_code))),
             outputs,
             inputs,
             linear.max_code,
@@ -419,17 +421,18 @@ def _packed(codes: Tensor, together: int) -> Tensor:
     return blocks.transpose(1, 2).contiguous()
 
 
-def _offset(codes: Tensor, max_code: int) -> Tensor:
+def _offset(codes: Tensor, raised: int) -> Tensor | None:
     """What activation codes that are stored higher add to each sum: int32 [N]; gemm_vnni.h.
 
     It may pass 32 bits, as the sums themselves may on the way, and wraps like them.
     """
-    higher = 128 if max_code <= NARROW else 8192
+    if not raised:
+        return None
     offset = torch.empty(len(codes), dtype=torch.int64)
     rows = max(1, _SLAB // codes.shape[1])  # sums make a wide copy of what they are given
     for into, slab in zip(torch.split(offset, rows), torch.split(codes, rows), strict=True):
         into.copy_(slab.sum(1, dtype=torch.int64))
-    return (offset * higher).to(torch.int32)
+    return (offset * raised).to(torch.int32)
 
 
 def _interleaved(gate_up: QuantLinear) -> QuantLinear:

@@ -12,6 +12,9 @@ constexpr int kTileRows = 6;
 
 inline int64_t code_bytes(const Linear& l) { return int64_t(l.k) * 2; }
 
+// How much higher than they are codes are stored.
+constexpr int raised_by(int) { return 0; }
+
 // Writes one row of codes for `next`; returns its scale.
 inline float quantize_for(const Linear& next, const float* x, uint8_t* codes) {
   return quantize_row(x, next.k, next.max_code, reinterpret_cast<int16_t*>(codes));

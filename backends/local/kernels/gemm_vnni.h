@@ -1,10 +1,10 @@
 // Products on AVX-512 VNNI: bytes, four inputs at a time (vpdpbusd).
 //
-// The instruction multiplies bytes without a sign by weights with one. So a code of 8 bits is stored
-// 128 higher, and one of up to 14 bits 8,192 higher, as two digits of 7 bits: rows of their own to
-// the product, which are put together at its end. What the higher codes add to a sum is the same for
-// every row (`Linear::offset`) and taken off first. Sums may pass 32 bits on the way; what comes out
-// does not (`quantize.max_code`), so they wrap back.
+// The instruction multiplies bytes without a sign by weights with one. So a code of 8 bits is
+// stored 128 higher, and one of up to 14 bits 8,192 higher, as two digits of 7 bits: rows of their
+// own to the product, which are put together at its end. What the higher codes add to a sum is the
+// same for every row (`Linear::offset`) and taken off first. Sums may pass 32 bits on the way; what
+// comes out does not (`quantize.max_code`), so they wrap back.
 #pragma once
 
 namespace greenroom {
@@ -15,9 +15,12 @@ constexpr int kTileRows = 12;    // rows of digits: with two blocks, 24 sums, tw
 constexpr int kOnePass = 24;     // up to so many, weights are read once, one block at a time
 constexpr int kFewRows = 4;      // up to so many, a row needs more sums than one
 
-inline bool is_wide(const Linear& l) { return l.max_code > 127; }
-inline int digits_of(const Linear& l) { return is_wide(l) ? 2 : 1; }
+constexpr bool is_wide(int max_code) { return max_code > 127; }
+inline int digits_of(const Linear& l) { return is_wide(l.max_code) ? 2 : 1; }
 inline int64_t code_bytes(const Linear& l) { return int64_t(l.k) * digits_of(l); }
+
+// How much higher than they are codes are stored.
+constexpr int raised_by(int max_code) { return is_wide(max_code) ? 8192 : 128; }
 
 // Writes one row of codes for `next`, high digits before low ones; returns its scale.
 inline float quantize_for(const Linear& next, const float* x, uint8_t* codes) {
@@ -33,15 +36,15 @@ inline float quantize_for(const Linear& next, const float* x, uint8_t* codes) {
   auto store = [](uint8_t* at, __m512i bytes) __attribute__((always_inline)) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(at), _mm512_cvtepi32_epi8(bytes));
   };
-  if (is_wide(next)) {
-    const __m512i up = _mm512_set1_epi32(8192), low = _mm512_set1_epi32(127);
+  const __m512i up = _mm512_set1_epi32(raised_by(next.max_code));
+  if (is_wide(next.max_code)) {
+    const __m512i low = _mm512_set1_epi32(127);
     for (int i = 0; i < k; i += 16) {
       __m512i c = _mm512_add_epi32(code(i), up);
       store(codes + i, _mm512_srli_epi32(c, 7));
       store(codes + k + i, _mm512_and_si512(c, low));
     }
   } else {
-    const __m512i up = _mm512_set1_epi32(128);
     for (int i = 0; i < k; i += 16) store(codes + i, _mm512_add_epi32(code(i), up));
   }
   return largest * float(1.0 / next.max_code);
@@ -130,8 +133,8 @@ inline void blocks_of(const Linear& linear, int index, const Rows& x, Emit emit)
   int tiles = (x.count + most - 1) / most;
   for (int t = 0; t < tiles; ++t) {
     int begin = int64_t(x.count) * t / tiles, rows = int64_t(x.count) * (t + 1) / tiles - begin;
-    tile_of<B, kOnePass>(rows * digits, x.codes + begin * code_bytes(linear), linear.k, weight, block_bytes,
-               sums);
+    tile_of<B, kOnePass>(rows * digits, x.codes + begin * code_bytes(linear), linear.k, weight,
+                         block_bytes, sums);
     for (int b = 0; b < B; ++b) {
       const __m512i offset = _mm512_loadu_si512(linear.offset + (index + b) * kBlock);
       const __m512 scale = _mm512_loadu_ps(linear.scale + (index + b) * kBlock);

@@ -1,4 +1,5 @@
-// Float arithmetic of the int8 engine, on AVX2 unless more is there, each operation as in reference.py and in its order.
+// Float arithmetic of the int8 engine, on AVX2 unless more is there, each operation as in
+// reference.py and in its order.
 // Compiled without contraction: a multiply and an add are two roundings here as in PyTorch.
 #pragma once
 
