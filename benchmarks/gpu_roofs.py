@@ -95,7 +95,10 @@ def _step_bytes(config: ModelConfig, context: int) -> int:
 def _attention(
     steps: Steps, batch: Batch, config: ModelConfig, bandwidth: float
 ) -> dict[str, float]:
-    """Decode attention of a layer: the kernel that reads the pages, and with the merge to codes."""
+    """Decode attention of a layer: the kernel that reads the pages, and with the merge to codes.
+
+    On Hopper `merge_spans` makes the codes as well.
+    """
     moved = STREAMS * kv_bytes(config, CONTEXT, value_bytes=1, scale_bytes=2) / len(config.layers)
     taken = _kernels(steps, batch)
     pages = sum(t for name, t in taken if "decode_spans" in name) / len(config.layers)
@@ -130,7 +133,8 @@ def _products(
         "gate_up": (2 * inner, hidden),
         "down": (hidden, inner),
     }
-    taken = [seconds for name, seconds in _kernels(steps, batch) if "_linear" in name]
+    names = ("_linear", "sum_products", "gate_products")  # Triton's, and those of Hopper
+    taken = [t for name, t in _kernels(steps, batch) if any(each in name for each in names)]
     if len(taken) != len(sizes) * len(config.layers) + 1:
         raise RuntimeError(f"{len(taken)} products in a step of {len(config.layers)} layers")
     found = {}

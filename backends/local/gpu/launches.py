@@ -2,6 +2,7 @@
 
 Eleven a layer: product, heads, attention (spans, merge, codes), product, norm, product, gate,
 product, norm; one more where there are chunks. Each may begin while the one before ends (`chain`).
+On Hopper CUDA kernels take the place of some (`hopper`).
 
 What a launch is cut into changes no bit. Here it is reckoned for an H100 and its compiler: the
 attention kernels' tiles are the largest whose scores stay in registers.
@@ -9,7 +10,6 @@ attention kernels' tiles are the largest whose scores stay in registers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,86 +17,27 @@ import triton
 
 from backends.local.gpu import attention, greedy, rows
 from backends.local.gpu.gemm import linear_logits, linear_sums, tiles_for
-from backends.local.kernels.pages import PAGE_TOKENS, SPAN_TOKENS, int8_row_bytes, places
+from backends.local.gpu.scratch import LayerPages, spans_read
+from backends.local.kernels.pages import int8_row_bytes, places
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
+    from backends.local.gpu.scratch import Scratch
     from backends.local.gpu.shapes import Numbers
     from backends.local.layers import Layer
     from backends.local.quantize import QuantLinear, QuantModel
 
-__all__ = ["Launches", "Scratch", "spans_read"]
+__all__ = ["Launches"]
 
 _DECODE_REGISTERS = 168  # a thread: three programs of 128 threads on a multiprocessor
 _SMALLEST_DIM = 32  # of a tensor core's int8 product
 
 
-@dataclass(slots=True)
-class Scratch:
-    """What a launch leaves for the next; never read before it is written."""
-
-    x: Tensor  # float32 [T, hidden]: the residual stream
-    digits: Tensor  # int8 [2, T * widest input]
-    scales: tuple[Tensor, Tensor]  # float32 [T], taken in turns
-    sums: Tensor  # int32, a product's partial sums
-    q_codes: Tensor  # int8 [T, Hq * D]
-    q_scale: Tensor  # float32 [T, Hq]
-    attended: Tensor  # float32 [T, Hq * D]
-    tops: Tensor  # float32, one a span and head
-    totals: Tensor
-    outs: Tensor  # float32, D a span and head
-    logits: Tensor  # float32, W * vocab
-    top: Tensor  # float32 [W]
-    best: Tensor  # int32 [W]
-
-    @classmethod
-    def of(
-        cls,
-        model: QuantModel,
-        device: torch.device,
-        tokens: int,
-        wanted: int,
-        sums: int,
-        parts: int,
-    ) -> Scratch:
-        """Room for `tokens` rows, `wanted` rows of logits, `sums` partial sums of products and
-        `parts` spans times query heads of partial attention."""
-        config = model.config
-        queries = config.q_heads * config.head_dim
-        widest = max(config.hidden_size, queries, config.intermediate_size)
-
-        def floats(*sizes: int) -> Tensor:
-            return torch.zeros(sizes, device=device)
-
-        return cls(
-            x=floats(tokens, config.hidden_size),
-            digits=torch.zeros((2, tokens * widest), dtype=torch.int8, device=device),
-            scales=(floats(tokens), floats(tokens)),
-            sums=torch.zeros(sums, dtype=torch.int32, device=device),
-            q_codes=torch.zeros((tokens, queries), dtype=torch.int8, device=device),
-            q_scale=floats(tokens, config.q_heads),
-            attended=floats(tokens, queries),
-            tops=floats(parts),
-            totals=floats(parts),
-            outs=floats(parts * config.head_dim),
-            logits=floats(wanted * config.vocab_size),
-            top=floats(wanted),
-            best=torch.zeros(wanted, dtype=torch.int32, device=device),
-        )
-
-
-def spans_read(window: int | None, width: int) -> int:
-    """The most spans that a decode reads in a group of this window and table width."""
-    if window is None:
-        return -(-width * PAGE_TOKENS // SPAN_TOKENS)
-    return -(-window // SPAN_TOKENS) + 1
-
-
 class Launches:
-    """The launches of one model's steps.
+    """The launches of one model's steps, all of them Triton's.
 
     `packed`: kernels may use assembly; `chained`: a launch may begin before the one before ends.
     """
@@ -110,11 +51,12 @@ class Launches:
         layout = config.kv_layout("int8")
         self._places = places(layout)
         self.windows = [group.window for group in layout.groups]
-        self._g = config.q_heads // config.kv_heads
-        self._g_power = triton.next_power_of_2(self._g)
-        self._dim = max(_SMALLEST_DIM, triton.next_power_of_2(config.head_dim))
-        self._piece = max(self._dim // 2, min(128, self._dim))
-        self._wide_heads = self._dim > 128
+        group = config.q_heads // config.kv_heads
+        dim = max(_SMALLEST_DIM, triton.next_power_of_2(config.head_dim))
+        self._sizes = {"KV_HEADS": config.kv_heads, "G": group, "D": config.head_dim, "SIZE": dim}
+        self._g_power = triton.next_power_of_2(group)
+        self._piece = max(dim // 2, min(128, dim))
+        self._wide_heads = dim > 128
         tile_rows = 32 if self._wide_heads else 128  # queries times heads in a tile of prefill
         self.tile_tokens = max(1, tile_rows // self._g_power)
         self._norm = {
@@ -169,24 +111,7 @@ class Launches:
                 last=False,
             )
             ins, outs = outs, ins
-            splits = self._product(s, tokens, layer.gate_up)
-            inner = config.intermediate_size
-            rows.gate_rows[(tokens,)](
-                s.sums,
-                ins,
-                layer.gate_up.scale,
-                s.digits,
-                outs,
-                tokens,
-                plane,
-                SPLITS=splits,
-                GELU=config.activation == "gelu_tanh",
-                N=inner,
-                SIZE=triton.next_power_of_2(inner),
-                MAX_CODE=layer.down.max_code,
-                num_warps=_gate_warps(inner, tokens),
-                **self._all,
-            )
+            self._gate(s, tokens, layer, ins, outs)
             ins, outs = outs, ins
             splits = self._product(s, tokens, layer.down)
             last = index + 1 == len(layers)
@@ -213,14 +138,42 @@ class Launches:
     def sums_needed(self, tokens: int) -> int:
         """Partial sums of the largest product of `tokens` rows."""
         return max(
-            tokens * len(linear.scale) * tiles_for(tokens, linear).splits
+            tokens * len(linear.scale) * self._splits(tokens, linear)
             for layer in self._model.layers
             for linear in (layer.qkv, layer.out, layer.gate_up, layer.down)
         )
 
+    def _splits(self, tokens: int, linear: QuantLinear) -> int:
+        return tiles_for(tokens, linear).splits
+
     def _product(self, s: Scratch, tokens: int, linear: QuantLinear) -> int:
+        """Partial sums of a product; how many."""
         tiles = tiles_for(tokens, linear)
         return linear_sums(s.digits, tokens, linear, s.sums, tiles, chained=self._chained)
+
+    def _gate(
+        self, s: Scratch, tokens: int, layer: Layer[QuantLinear], ins: Tensor, outs: Tensor
+    ) -> None:
+        """The digits of act(gate) * up."""
+        linear, max_code, config = layer.gate_up, layer.down.max_code, self._model.config
+        inner = config.intermediate_size
+        splits = self._product(s, tokens, linear)
+        rows.gate_rows[(tokens,)](
+            s.sums,
+            ins,
+            linear.scale,
+            s.digits,
+            outs,
+            tokens,
+            s.digits.stride(0),
+            SPLITS=splits,
+            GELU=config.activation == "gelu_tanh",
+            N=inner,
+            SIZE=triton.next_power_of_2(inner),
+            MAX_CODE=max_code,
+            num_warps=_gate_warps(inner, tokens),
+            **self._all,
+        )
 
     def _residual(
         self,
@@ -236,6 +189,7 @@ class Launches:
         *,
         last: bool,
     ) -> None:
+        """Adds the normed product to the residual stream; the digits of its norm."""
         shape = numbers.shape
         count = shape.wanted if last else shape.tokens
         rows.add_and_norm[(count,)](
@@ -269,17 +223,37 @@ class Launches:
         outs: Tensor,
         rope: tuple[Tensor, Tensor],
     ) -> None:
-        config, spec, shape = self._model.config, layer.spec, numbers.shape
-        source = index if spec.kv_source is None else spec.kv_source
-        group, row = self._places[source]
-        width = shape.widths[group]
-        codes, halves = pages[group].view(torch.int8), pages[group].view(torch.float16)
-        page_bytes = pages[group].shape[1]
-        row_bytes = row * int8_row_bytes(config.kv_heads, config.head_dim)
-        slots, first_page = numbers[f"slots{group}"], numbers[f"first_page{group}"]
-        heads = config.q_heads + (2 * config.kv_heads if spec.kv_source is None else 0)
-        splits = self._product(s, shape.tokens, layer.qkv)
-        rows.split_heads[(shape.tokens, heads)](
+        """From the digits of the norm to those of what was attended."""
+        config, spec = self._model.config, layer.spec
+        group, row = self._places[index if spec.kv_source is None else spec.kv_source]
+        width = numbers.shape.widths[group]
+        kv = LayerPages(
+            slots=numbers[f"slots{group}"],
+            first_page=numbers[f"first_page{group}"],
+            codes=pages[group].view(torch.int8),
+            width=width,
+            row_bytes=row * int8_row_bytes(config.kv_heads, config.head_dim),
+            window=spec.window or 0,
+            reads=spans_read(spec.window, width),
+        )
+        self._heads(layer, numbers, s, ins, rope, kv)
+        self._spans(numbers, s, kv)
+        self._merge(numbers, s, kv, outs, layer.out.max_code)
+
+    def _heads(
+        self,
+        layer: Layer[QuantLinear],
+        numbers: Numbers,
+        s: Scratch,
+        ins: Tensor,
+        rope: tuple[Tensor, Tensor],
+        kv: LayerPages,
+    ) -> None:
+        """Queries' codes, and keys and values in their pages."""
+        config, tokens = self._model.config, numbers.shape.tokens
+        splits = self._product(s, tokens, layer.qkv)
+        heads = config.q_heads + (2 * config.kv_heads if layer.spec.kv_source is None else 0)
+        rows.split_heads[(tokens, heads)](
             s.sums,
             ins,
             layer.qkv.scale,
@@ -287,16 +261,12 @@ class Launches:
             *rope,
             numbers["positions"],
             numbers["owners"],
-            slots,
-            first_page,
+            *kv.tensors[:2],
             s.q_codes,
             s.q_scale,
-            codes,
-            halves,
-            shape.tokens,
-            width,
-            page_bytes,
-            row_bytes,
+            *kv.tensors[2:],
+            tokens,
+            *kv.sizes,
             SCALE=config.attention_scale,
             SPLITS=splits,
             NORM=layer.qk_norm is not None,
@@ -310,32 +280,37 @@ class Launches:
             num_warps=1,
             **self._all,
         )
-        queries = (s.q_codes, s.q_scale, numbers["starts"])
-        kv = (slots, first_page, codes, halves)
-        sizes = {"KV_HEADS": config.kv_heads, "G": self._g, "D": config.head_dim, "SIZE": self._dim}
-        window = spec.window or 0
-        reads = spans_read(spec.window, width)
-        groups = triton.cdiv(self._g, attention.DECODE_HEADS)
-        attention.decode_spans[(shape.sequences, config.kv_heads * groups, reads)](
-            *queries,
+
+    def _spans(self, numbers: Numbers, s: Scratch, kv: LayerPages) -> None:
+        """Every span's own result, of sequences that have one new token."""
+        kv_heads = self._sizes["KV_HEADS"]
+        groups = triton.cdiv(self._sizes["G"], attention.DECODE_HEADS)
+        attention.decode_spans[(numbers.shape.sequences, kv_heads * groups, kv.reads)](
+            s.q_codes,
+            s.q_scale,
+            numbers["starts"],
             numbers["lengths"],
-            *kv,
+            *kv.tensors,
             s.tops,
             s.totals,
             s.outs,
-            width,
-            page_bytes,
-            row_bytes,
-            WINDOW=window,
-            P=reads,
+            *kv.sizes,
+            WINDOW=kv.window,
+            P=kv.reads,
             PIECE=self._piece,
             ROWS=attention.DECODE_HEADS,
             PACKED=self._packed,
             num_warps=4,
             maxnreg=_DECODE_REGISTERS,
-            **sizes,
+            **self._sizes,
             **self._all,
         )
+
+    def _merge(
+        self, numbers: Numbers, s: Scratch, kv: LayerPages, outs: Tensor, max_code: int
+    ) -> None:
+        """Spans folded, chunks attended, and the digits of both."""
+        config, shape, sizes = self._model.config, numbers.shape, self._sizes
         attention.merge_spans[(shape.sequences, config.q_heads)](
             s.tops,
             s.totals,
@@ -343,27 +318,27 @@ class Launches:
             numbers["starts"],
             numbers["lengths"],
             s.attended,
-            WINDOW=window,
+            WINDOW=kv.window,
             UNROLL=8,
-            P=reads,
-            G=self._g,
-            D=config.head_dim,
-            SIZE=self._dim,
+            P=kv.reads,
+            G=sizes["G"],
+            D=sizes["D"],
+            SIZE=sizes["SIZE"],
             num_warps=1,
             **self._all,
         )
         if shape.tiles:
             attention.attend_chunks[(shape.tiles, config.kv_heads)](
-                *queries,
+                s.q_codes,
+                s.q_scale,
+                numbers["starts"],
                 numbers["lengths"],
                 numbers["tile_owner"],
                 numbers["tile_first"],
-                *kv,
+                *kv.tensors,
                 s.attended,
-                width,
-                page_bytes,
-                row_bytes,
-                WINDOW=window,
+                *kv.sizes,
+                WINDOW=kv.window,
                 TOKENS=self.tile_tokens,
                 HEADS=self._g_power,
                 PIECE=self._piece,
@@ -381,7 +356,7 @@ class Launches:
             s.digits.stride(0),
             N=inner,
             SIZE=triton.next_power_of_2(inner),
-            MAX_CODE=layer.out.max_code,
+            MAX_CODE=max_code,
             num_warps=_warps(inner),
             **self._all,
         )

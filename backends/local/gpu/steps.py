@@ -1,4 +1,4 @@
-"""`GpuSteps`: the int8 decoder's steps as Triton kernels in CUDA graphs, the CPU's bits.
+"""`GpuSteps`: the int8 decoder's steps as kernels in CUDA graphs, the CPU's bits.
 
 All sizes of a launch depend on the padded `Shape` alone, and everything else is read from `Numbers`
 on the device, so a shape's launches are captured once and replayed. With triton's interpreter
@@ -15,7 +15,8 @@ import structlog
 import torch
 
 from backends.local.gpu.draws import DeviceDraws
-from backends.local.gpu.launches import Launches, Scratch, spans_read
+from backends.local.gpu.hopper import launches_for
+from backends.local.gpu.scratch import Scratch, spans_read
 from backends.local.gpu.shapes import Numbers, Shape, Shapes
 from backends.local.layers import RopeTables
 
@@ -94,15 +95,12 @@ class GpuSteps:
         self.numerics = model.numerics
         self._device = torch.device(device)
         self._model = on_device(model, self._device)
-        on_cuda = self._device.type == "cuda"
-        # The interpreter has no assembly, and launches that begin early came with Hopper.
-        hopper = on_cuda and torch.cuda.get_device_capability(self._device) >= (9, 0)
-        self._launches = Launches(self._model, packed=on_cuda, chained=hopper and graphs)
+        self._launches = launches_for(self._model, self._device, graphs=graphs)
         self._ropes = RopeTables(model.config)
         self._positions = 0
         self._rope_of: list[tuple[Tensor, Tensor]] = []
         self._graphs: dict[tuple[Shape, tuple[int, ...]], torch.cuda.CUDAGraph | None] = {}
-        self._graphed = graphs and on_cuda
+        self._graphed = graphs and self._device.type == "cuda"
         launches = self._launches
         self._shapes = Shapes(
             launches.windows, launches.tile_tokens, context, graphed=self._graphed

@@ -31,8 +31,9 @@ __all__ = ["differences", "excerpt", "trusted_steps"]
 _log = structlog.get_logger()
 
 _VOCABULARY = 512
-_COUNTS = ((70, 1), (1, 1), (1, 1), (1, 1), (130, 1))
-"""New tokens of two sequences, step by step: prefill beside decode, and a graph's three uses."""
+_COUNTS = ((70, 270), (1, 1), (1, 1), (1, 1), (40, 1))
+"""New tokens of two sequences, step by step: a prefill of many rows, a graph's three uses over one
+span and two, and a chunk beside a decode in few rows."""
 
 _SAMPLINGS = (
     Sampling(temperature=0.75, top_p=0.9, min_p=0.05, repetition_penalty=1.1),
