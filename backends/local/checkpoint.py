@@ -16,7 +16,7 @@ from backends.local.model_config import ModelConfig
 from backends.local.packaged import MANIFEST, verify
 from backends.local.profile import PROFILES, Profile, detect_profile
 from backends.local.quantize import quantize
-from backends.local.smoothing import SAMPLE
+from backends.local.smoothing import SAMPLE, kept_sample
 from backends.local.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -76,18 +76,15 @@ def load(
             raise WeightsDamaged(f"{path}: {wrong}")
         manifest = _read_object(path / MANIFEST)
     files = _weight_files(path)
-    tokenizer = Tokenizer.load(path)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise WeightsDamaged(
-            f"{path}: tokenizer of {tokenizer.vocab_size} ids for a model of {config.vocab_size}"
-        )
     if numerics == "int8":
-        # The mapped weights are gone before the quantised ones are packed: less memory at once.
-        sample = tokenizer.encode_text(SAMPLE)
+        # Less memory at once: a tokenizer beside the mapped weights only where it must be, and
+        # these are gone before the quantised ones are packed.
+        sample = kept_sample(path) or _tokenizer(path, config).encode_text(SAMPLE)
         quantized = quantize(config, _read_tensors(path, files, config), sample)
         decoder = Decoder.of(quantized, kernels, device=device, context=context)
     else:
         decoder = Decoder.float32(config, _read_tensors(path, files, config))
+    tokenizer = _tokenizer(path, config)
     profile = _profile(path, manifest, tokenizer)
     return LoadedModel(
         config=config,
@@ -98,6 +95,15 @@ def load(
         fingerprint=_pinned(manifest) or _sampled(path, files),
         notice=str(manifest.get("notice", "")),
     )
+
+
+def _tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
+    tokenizer = Tokenizer.load(path)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise WeightsDamaged(
+            f"{path}: tokenizer of {tokenizer.vocab_size} ids for a model of {config.vocab_size}"
+        )
+    return tokenizer
 
 
 def _profile(path: Path, manifest: dict[str, object], tokenizer: Tokenizer) -> Profile:

@@ -14,9 +14,11 @@ import numpy as np
 from backends.local.errors import UnsupportedModel, WeightsDamaged
 from backends.local.gguf_tokenizer import tokenizer_config, tokenizer_json
 from backends.local.model_config import ModelConfig
+from backends.local.smoothing import SAMPLE, SAMPLE_FILE, sample_file
+from backends.local.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -73,10 +75,15 @@ def convert(file: GGUFFile, folder: Path, label: str, progress: Progress) -> lis
     misshapen tensor.
     """
     raw = _config(file)
-    return [
+    written = [
         _write_json(folder / "config.json", raw),
         _write_json(folder / "tokenizer.json", tokenizer_json(file)),
         _write_json(folder / "tokenizer_config.json", tokenizer_config(file)),
+    ]
+    sample = sample_file(Tokenizer.load(folder).encode_text(SAMPLE))
+    return [
+        *written,
+        _write_json(folder / SAMPLE_FILE, sample),
         _write_tensors(
             file, ModelConfig.from_hf(raw), folder / "model.safetensors", label, progress
         ),
@@ -136,7 +143,7 @@ def _config(file: GGUFFile) -> dict[str, Json]:
     }
 
 
-def _write_json(path: Path, content: dict[str, Json]) -> WrittenFile:
+def _write_json(path: Path, content: Mapping[str, object]) -> WrittenFile:
     data = json.dumps(content, ensure_ascii=False, indent=None).encode()
     with path.open("wb") as out:
         out.write(data)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["MANIFEST", "PACKAGED", "PackagedModel", "prepare", "verify", "write_source"]
 
 MANIFEST = "greenroom.json"
-_FORMAT = 1
+_FORMAT = 2
 _COPY_BYTES = 1 << 22
 
 _GEMMA_NOTICE = (

@@ -11,6 +11,7 @@ They are found by running a little text through the float32 model, layer by laye
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,13 +22,14 @@ from backends.local.layers import RopeTables, attend, fuse, rms_norm, rotate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from torch import Tensor
 
     from backends.local.layers import Layer
     from backends.local.model_config import ModelConfig
 
-__all__ = ["SAMPLE", "Smoothing", "find_smoothing"]
+__all__ = ["SAMPLE", "SAMPLE_FILE", "Smoothing", "find_smoothing", "kept_sample", "sample_file"]
 
 SAMPLE = """\
 Maren leaned over the rail of the lighthouse and watched the last of the daylight slide off the sea.
@@ -55,8 +57,30 @@ then x / t is what we call speed, and nothing in this table moves faster than li
 """
 """Talk, narration and a little of everything else; what is measured is measured on other texts."""
 
+SAMPLE_FILE = "sample.json"
+"""Its token ids, in the folder of a model that we converted: a tokenizer need not be there, in
+memory, while weights are quantised."""
+
 _SILENT = 1e-5
 """Channels below this share of the loudest count as that loud."""
+
+
+def sample_file(ids: Sequence[int]) -> dict[str, str | list[int]]:
+    """What `SAMPLE_FILE` holds, for the token ids of `SAMPLE`."""
+    return {"sha256": _sample_digest(), "ids": list(ids)}
+
+
+def kept_sample(folder: Path) -> list[int] | None:
+    """The ids of `SAMPLE` that `folder` keeps; None where it keeps none, or another text's."""
+    try:
+        kept = json.loads((folder / SAMPLE_FILE).read_text())
+        return [int(id) for id in kept["ids"]] if kept["sha256"] == _sample_digest() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _sample_digest() -> str:
+    return hashlib.sha256(SAMPLE.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

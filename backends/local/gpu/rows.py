@@ -47,13 +47,32 @@ def _summed(sums, row, columns, ok, T, N, SPLITS: tl.constexpr):
 
 
 @triton.jit
-def _store_codes(x, columns, ok, digits, row_scale, row, N, plane, MAX_CODE: tl.constexpr):
-    """Rounds the row x to codes (`reference.quantize_rows`) and stores their two digits."""
+def _store_codes(
+    x, columns, ok, digits, row_scale, row, N: tl.constexpr, plane, MAX_CODE: tl.constexpr
+):
+    """Rounds the row x, zeros behind N, to codes (`reference.activation_codes`); stores digits."""
     largest = tl.max(tl.abs(x), axis=0)
-    codes = codes_of(x, inverse_of(largest, MAX_CODE * 1.0))
+    inverse = inverse_of(largest, MAX_CODE * 1.0)
+    step = largest * (1 / MAX_CODE)
+    if MAX_CODE > 127:
+        wider = _wider(codes_of(x, inverse), N, MAX_CODE)
+        inverse = inverse * (1.0 / wider)
+        step = step * wider
     at = digits + row.to(tl.int64) * N + columns
-    store_digits(at, plane, codes, ok, MAX_CODE)
-    tl.store(row_scale + row, largest * (1 / MAX_CODE))
+    store_digits(at, plane, codes_of(x, inverse), ok, MAX_CODE)
+    tl.store(row_scale + row, step)
+
+
+@triton.jit
+def _wider(codes, N: tl.constexpr, MAX_CODE: tl.constexpr):
+    """How much wider a row's step is than its largest asks for, by the codes that it asks for."""
+    total = tl.sum(tl.abs(codes), axis=0)
+    wider = 1.0
+    for level in tl.static_range(1, 7):
+        if (127 << level) <= MAX_CODE:
+            # In units of REACH, or the comparison could pass 32 bits.
+            wider = tl.where(total >= ((127 * N << level) + 31) // 32, (1 << level) * 1.0, wider)
+    return wider
 
 
 @triton.jit

@@ -20,21 +20,55 @@ struct PageView {
   int heads;
 };
 
+// Bytes of one layer of one page.
+inline int64_t row_bytes(int kv_heads, int dim) { return int64_t(kPage) * kv_heads * 2 * (dim + 2); }
+
 inline PageView page_view(const uint8_t* page, int row, int kv_heads, int dim, int head) {
   int64_t codes = int64_t(kPage) * kv_heads * dim, scales = int64_t(kPage) * kv_heads * 2;
-  const uint8_t* base = page + row * 2 * (codes + scales);
+  const uint8_t* base = page + row * row_bytes(kv_heads, dim);
   auto half = [&](int64_t at) { return reinterpret_cast<const uint16_t*>(base + at) + head; };
   auto byte = [&](int64_t at) { return reinterpret_cast<const int8_t*>(base + at) + head * dim; };
   return {byte(0), byte(codes), half(2 * codes), half(2 * codes + scales),
           int64_t(kv_heads) * dim, kv_heads};
 }
 
-inline void ask_for_scales(const PageView& page) {
-  for (int i = 0; i < kPage * page.heads; i += 32) {  // a line
-    _mm_prefetch(reinterpret_cast<const char*>(page.k_scale + i), _MM_HINT_T1);
-    _mm_prefetch(reinterpret_cast<const char*>(page.v_scale + i), _MM_HINT_T1);
+// Pages that a thread reads next, asked for line by line while it works on others: all at once they
+// would wait for each other, and nobody would read memory in between.
+class Ahead {
+ public:
+  // One layer of one page, for all KV heads.
+  void add(const uint8_t* row, int64_t bytes) {
+    rows_[count_++] = reinterpret_cast<const char*>(row);
+    lines_ = (bytes + 63) / 64;
   }
-}
+
+  // Asks for the next few lines, if any are left.
+  GREENROOM_INLINE void ask(int lines) {
+    if (left_ <= 0 && !turn_page()) return;
+    for (int i = 0; i < lines; ++i) _mm_prefetch(at_ + i * 64, _MM_HINT_T1);
+    at_ += lines * 64;
+    left_ -= lines;
+  }
+
+  // Asks for what is left of a page, or for the whole next one.
+  void ask_for_page() { ask(left_ > 0 || turn_page() ? int(left_) : 0); }
+
+  void ask_for_rest() {
+    for (int i = next_; i <= count_; ++i) ask_for_page();
+  }
+
+ private:
+  bool turn_page() {
+    if (next_ == count_) return false;
+    at_ = rows_[next_++];
+    left_ = lines_;
+    return true;
+  }
+
+  const char *rows_[kSpanPages], *at_;
+  int64_t lines_ = 0, left_ = 0;
+  int count_ = 0, next_ = 0;
+};
 
 // The scales of a page's tokens for one head of several, which take turns.
 inline void read_scales(const uint16_t* from, int heads, float* out) {
@@ -93,10 +127,9 @@ struct Partial {
 };
 
 // One span for all queries; `first_key` is the position of its first token. Every query here sees
-// at least one of its keys, and no page is looked at that none sees. `next`: the page that this
-// thread most likely reads after these, or one of these.
+// at least one of its keys, and no page is looked at that none sees.
 inline void attend_span(const Queries& q, const int* which, int count, const PageView* pages,
-                        int64_t first_key, const PageView& next, const Partial& result) {
+                        int64_t first_key, Ahead& ahead, const Partial& result) {
   alignas(64) float k_scale[kSpan], v_scale[kSpan];
   alignas(64) float score[kQueries][kSpan];
   alignas(64) WeightCode weight[kQueries][kSpan];
@@ -113,16 +146,14 @@ inline void attend_span(const Queries& q, const int* which, int count, const Pag
   }
   for (int p = begin / kPage; p * kPage < end; ++p) {
     const PageView& page = pages[p];
-    const PageView& after = (p + 1) * kPage < end ? pages[p + 1] : next;
-    ask_for_scales(after);
     read_scales(page.k_scale, page.heads, k_scale + p * kPage);
     read_scales(page.v_scale, page.heads, v_scale + p * kPage);
-    score_page(codes, count, q.dim, page, after, p, first_of(p, begin), end_of(p, end), score);
+    score_page(codes, count, q.dim, page, p, first_of(p, begin), end_of(p, end), score, ahead);
   }
   for (int i = 0; i < count; ++i)
     step[i] = weigh(score[i], q.scale[which[i]], k_scale, v_scale, from[i], to[i], begin & ~15,
-                    (end + 15) & ~15, weight[i], result.largest + i, result.sum + i);
-  mix_span(weight, step, count, q.dim, pages, begin, end, result.out);
+                    (end + 15) & ~15, weight[i], result.largest + i, result.sum + i, ahead);
+  mix_span(weight, step, count, q.dim, pages, begin, end, result.out, ahead);
 }
 
 // Folds one span's result for one query into what came before it.

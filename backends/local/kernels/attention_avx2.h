@@ -91,20 +91,10 @@ struct Mixed<0> {
   GREENROOM_INLINE void store(Any...) const {}
 };
 
-// Asks for keys and values, which lie where the hardware does not expect them: pages are scattered,
-// and heads of a token take turns.
-inline void ask_for(const PageView& page, int dim) {
-  for (int s = 0; s < kPage; ++s)
-    for (int d = 0; d < dim; d += 64) {
-      _mm_prefetch(reinterpret_cast<const char*>(page.k + s * page.stride + d), _MM_HINT_T1);
-      _mm_prefetch(reinterpret_cast<const char*>(page.v + s * page.stride + d), _MM_HINT_T1);
-    }
-}
-
-// Whole-number dots of all queries with keys [begin, end) of page p of a span; asks for `after`.
-inline void score_page(const QueryCode* const* q, int count, int dim, const PageView& page,
-                       const PageView& after, int p, int begin, int end, float (*out)[kSpan]) {
-  ask_for(after, dim);
+// Whole-number dots of all queries with keys [begin, end) of page p of a span.
+inline void score_page(const QueryCode* const* q, int count, int dim, const PageView& page, int p,
+                       int begin, int end, float (*out)[kSpan], Ahead& ahead) {
+  ahead.ask_for_page();
   int i = 0;
   begin &= ~3;
   end = (end + 3) & ~3;
@@ -134,7 +124,7 @@ __attribute__((noinline)) void mix(const WeightCode (*weights)[kSpan], const flo
 
 // The same for any number of queries.
 inline void mix_span(const WeightCode (*weights)[kSpan], const float* step, int count, int dim,
-                     const PageView* pages, int begin, int end, float* out) {
+                     const PageView* pages, int begin, int end, float* out, Ahead&) {
   begin &= ~1;
   end = (end + 1) & ~1;
   int i = 0;
@@ -151,7 +141,8 @@ inline void mix_span(const WeightCode (*weights)[kSpan], const float* step, int 
 // From dots to weights of one query that sees keys [from, to) of a span; `score` has [begin, end),
 // multiples of 16, and is written over. Returns the codes' step.
 inline float weigh(float* score, float scale, const float* k_scale, const float* v_scale, int from,
-                   int to, int begin, int end, WeightCode* codes, float* largest, float* sum) {
+                   int to, int begin, int end, WeightCode* codes, float* largest, float* sum,
+                   Ahead&) {
   const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   const __m256i low = _mm256_set1_epi32(from), high = _mm256_set1_epi32(to);
   auto seen = [&](int s) __attribute__((always_inline)) {

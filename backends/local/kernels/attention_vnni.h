@@ -12,6 +12,7 @@ using QueryCode = int8_t;
 using WeightCode = uint8_t;
 
 constexpr int kAtOnce = 6;  // queries whose sums stay in registers, four each
+constexpr int kFew = 4;     // up to so many queries, keys and values are turned less far, in registers
 
 // Codes of one query head; returns their scale.
 inline float quantize_query(const float* x, int dim, QueryCode* codes) {
@@ -31,22 +32,14 @@ GREENROOM_INLINE __m512i load_row(const int8_t* row, int d, int dim) {
   return _mm512_maskz_loadu_epi8((uint64_t(1) << (dim - d)) - 1, row + d);
 }
 
-// Asks for a row of `dim` bytes, `ahead` bytes further than the one that is read.
-GREENROOM_INLINE void ask_for_row(const int8_t* row, int64_t ahead, int d) {
-  _mm_prefetch(reinterpret_cast<const char*>(row) + ahead + d, _MM_HINT_T1);
-}
-
-// 16 keys, 128 higher, to columns: turned[d / 4 * 64 + key] holds four dimensions of a key. Asks for
-// the keys that lie `ahead` bytes further, and for their own values, `values` bytes further.
-inline void turn_keys(const int8_t* keys, int64_t stride, int dim, int64_t ahead, int64_t values,
-                      int32_t* turned) {
+// 16 keys, 128 higher, to columns: turned[d / 4 * 64 + key] holds four dimensions of a key.
+inline void turn_keys(const int8_t* keys, int64_t stride, int dim, int32_t* turned, Ahead& ahead) {
   const __m512i up = _mm512_set1_epi8(int8_t(0x80));
   for (int d = 0; d < dim; d += 64) {
     __m512i r[16], t[16];
+    ahead.ask(4);
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) {
-      ask_for_row(keys + i * stride, ahead, d);
-      ask_for_row(keys + i * stride, values, d);
       r[i] = _mm512_xor_si512(load_row(keys + i * stride, d, dim), up);
     }
 #pragma GCC unroll 8
@@ -90,7 +83,7 @@ inline int32_t surplus_of(const QueryCode* q, int dim) {
 // Dots of N queries with the turned keys of a page, 16 G keys from `turned` on.
 template <int N, int G>
 __attribute__((noinline)) void dots(const QueryCode* const* q, int dim, const int32_t* turned,
-                                    float (*out)[kSpan], int at) {
+                                    float (*out)[kSpan], int at, Ahead& ahead) {
   __m512i sum[N][G];
 #pragma GCC unroll 6
   for (int n = 0; n < N; ++n)
@@ -98,6 +91,7 @@ __attribute__((noinline)) void dots(const QueryCode* const* q, int dim, const in
     for (int g = 0; g < G; ++g) sum[n][g] = _mm512_set1_epi32(-surplus_of(q[n], dim));
   for (int d = 0; d < dim; d += 4, turned += kPage) {
     __m512i key[G];
+    ahead.ask(3);
 #pragma GCC unroll 4
     for (int g = 0; g < G; ++g) key[g] = _mm512_load_si512(turned + g * 16);
 #pragma GCC unroll 6
@@ -116,53 +110,167 @@ __attribute__((noinline)) void dots(const QueryCode* const* q, int dim, const in
 
 template <int G, int N = kAtOnce>
 inline void dots_of(int count, const QueryCode* const* q, int dim, const int32_t* turned,
-                    float (*out)[kSpan], int at) {
+                    float (*out)[kSpan], int at, Ahead& ahead) {
   if constexpr (N > 1) {
-    if (count < N) return dots_of<G, N - 1>(count, q, dim, turned, out, at);
+    if (count < N) return dots_of<G, N - 1>(count, q, dim, turned, out, at, ahead);
   }
-  dots<N, G>(q, dim, turned, out, at);
+  dots<N, G>(q, dim, turned, out, at, ahead);
+}
+
+// Four keys, 128 higher, side by side: column[j] holds, in its quarter q, column 4 q + j of each.
+struct FourKeys {
+  __m512i column[4];
+
+  GREENROOM_INLINE FourKeys(const int8_t* keys, int64_t stride, int d, int dim) {
+    const __m512i up = _mm512_set1_epi8(int8_t(0x80));
+    __m512i r[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) r[i] = _mm512_xor_si512(load_row(keys + i * stride, d, dim), up);
+    __m512i a = _mm512_unpacklo_epi32(r[0], r[1]), b = _mm512_unpackhi_epi32(r[0], r[1]);
+    __m512i c = _mm512_unpacklo_epi32(r[2], r[3]), e = _mm512_unpackhi_epi32(r[2], r[3]);
+    column[0] = _mm512_unpacklo_epi64(a, c);
+    column[1] = _mm512_unpackhi_epi64(a, c);
+    column[2] = _mm512_unpacklo_epi64(b, e);
+    column[3] = _mm512_unpackhi_epi64(b, e);
+  }
+};
+
+// Dots of N queries with 16 keys from `keys` on. A sum's quarters are columns of their own until all
+// four keys' worth are there.
+template <int N>
+__attribute__((noinline)) void few_dots(const QueryCode* const* q, int dim, const int8_t* keys,
+                                        int64_t stride, float (*out)[kSpan], int at,
+                                        Ahead& ahead) {
+  __m512i sum[N][4];
+#pragma GCC unroll 4
+  for (int n = 0; n < N; ++n)
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) sum[n][i] = _mm512_setzero_si512();
+  for (int d = 0; d < dim; d += 64) {
+    __m512i mine[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) mine[n] = load_row(q[n], d, dim);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      ahead.ask(4);
+      FourKeys four(keys + i * 4 * stride, stride, d, dim);
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) {
+        auto times = [&](int j, __m512i same) __attribute__((always_inline)) {
+          sum[n][i] = _mm512_dpbusd_epi32(sum[n][i], four.column[j], same);
+        };
+        times(0, _mm512_shuffle_epi32(mine[n], _MM_PERM_AAAA));
+        times(1, _mm512_shuffle_epi32(mine[n], _MM_PERM_BBBB));
+        times(2, _mm512_shuffle_epi32(mine[n], _MM_PERM_CCCC));
+        times(3, _mm512_shuffle_epi32(mine[n], _MM_PERM_DDDD));
+      }
+    }
+  }
+  auto halved = [](__m512i a, __m512i b) __attribute__((always_inline)) {  // quarters 0 + 1, 2 + 3
+    return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+  };
+#pragma GCC unroll 4
+  for (int n = 0; n < N; ++n) {
+    __m512i all = halved(halved(sum[n][0], sum[n][1]), halved(sum[n][2], sum[n][3]));
+    all = _mm512_sub_epi32(all, _mm512_set1_epi32(surplus_of(q[n], dim)));
+    _mm512_store_ps(out[n] + at, _mm512_cvtepi32_ps(all));
+  }
+}
+
+template <int N = kFew>
+inline void few_dots_of(int count, const QueryCode* const* q, int dim, const int8_t* keys,
+                        int64_t stride, float (*out)[kSpan], int at, Ahead& ahead) {
+  if constexpr (N > 1) {
+    if (count < N) return few_dots_of<N - 1>(count, q, dim, keys, stride, out, at, ahead);
+  }
+  few_dots<N>(q, dim, keys, stride, out, at, ahead);
 }
 
 // Whole-number dots of all queries with keys [begin, end) of page p of a span, and some beside them.
-// `after`: the page to be read next.
-inline void score_page(const QueryCode* const* q, int count, int dim, const PageView& page,
-                       const PageView& after, int p, int begin, int end, float (*out)[kSpan]) {
-  alignas(64) int32_t turned[kMaxDim / 4 * kPage];
+inline void score_page(const QueryCode* const* q, int count, int dim, const PageView& page, int p,
+                       int begin, int end, float (*out)[kSpan], Ahead& ahead) {
   int first = begin / 16, last = (end + 15) / 16;
+  if (count <= kFew) {
+    for (int g = first; g < last; ++g)
+      few_dots_of(count, q, dim, page.k + g * 16 * page.stride, page.stride, out,
+                  p * kPage + g * 16, ahead);
+    return;
+  }
+  alignas(64) int32_t turned[kMaxDim / 4 * kPage];
   for (int g = first; g < last; ++g)
-    turn_keys(page.k + g * 16 * page.stride, page.stride, dim, after.k - page.k, page.v - page.k,
-              turned + g * 16);
+    turn_keys(page.k + g * 16 * page.stride, page.stride, dim, turned + g * 16, ahead);
   for (int i = 0; i < count; i += kAtOnce) {
     int rows = std::min(kAtOnce, count - i);
     if (last - first == 4) {
-      dots_of<4>(rows, q + i, dim, turned, out + i, p * kPage);
+      dots_of<4>(rows, q + i, dim, turned, out + i, p * kPage, ahead);
     } else {
       for (int g = first; g < last; ++g)
-        dots_of<1>(rows, q + i, dim, turned + g * 16, out + i, p * kPage + g * 16);
+        dots_of<1>(rows, q + i, dim, turned + g * 16, out + i, p * kPage + g * 16, ahead);
     }
   }
 }
 
-// Values of four keys from row `values` on, interleaved: of every 64 dimensions four registers, in
-// the quarters q of register j the dimensions 16 q + 4 j and on.
-inline void turn_values(const int8_t* values, int64_t stride, int dim, int8_t* turned,
-                        int64_t chunk_bytes) {
-  for (int d = 0; d < dim; d += 64, turned += chunk_bytes) {
+// 64 dimensions of the values of four keys, interleaved: in its quarter q, mixed[j] holds the
+// dimensions 16 q + 4 j and on.
+struct FourValues {
+  __m512i mixed[4];
+
+  GREENROOM_INLINE FourValues(const int8_t* values, int64_t stride, int d, int dim) {
     __m512i a = load_row(values, d, dim), b = load_row(values + stride, d, dim);
     __m512i c = load_row(values + 2 * stride, d, dim), e = load_row(values + 3 * stride, d, dim);
     __m512i ab = _mm512_unpacklo_epi8(a, b), ce = _mm512_unpacklo_epi8(c, e);
-    _mm512_store_si512(turned, _mm512_unpacklo_epi16(ab, ce));
-    _mm512_store_si512(turned + 64, _mm512_unpackhi_epi16(ab, ce));
+    mixed[0] = _mm512_unpacklo_epi16(ab, ce);
+    mixed[1] = _mm512_unpackhi_epi16(ab, ce);
     ab = _mm512_unpackhi_epi8(a, b), ce = _mm512_unpackhi_epi8(c, e);
-    _mm512_store_si512(turned + 128, _mm512_unpacklo_epi16(ab, ce));
-    _mm512_store_si512(turned + 192, _mm512_unpackhi_epi16(ab, ce));
+    mixed[2] = _mm512_unpacklo_epi16(ab, ce);
+    mixed[3] = _mm512_unpackhi_epi16(ab, ce);
   }
+};
+
+// Whole sums of N queries over keys [begin, end) of a span: weights times values.
+template <int N>
+__attribute__((noinline)) void few_values(const WeightCode (*weights)[kSpan], int dim,
+                                          const PageView* pages, int begin, int end,
+                                          int32_t (*sums)[kMaxDim], Ahead& ahead) {
+  for (int d = 0; d < dim; d += 64) {
+    __m512i sum[N][4];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) sum[n][j] = _mm512_setzero_si512();
+    for (int s = begin & ~3; s < end; s += 4) {
+      ahead.ask(3);
+      const PageView& page = pages[s / kPage];
+      FourValues four(page.v + s % kPage * page.stride, page.stride, d, dim);
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) {
+        __m512i by = broadcast_four(weights[n] + s);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) sum[n][j] = _mm512_dpbusd_epi32(sum[n][j], by, four.mixed[j]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) _mm512_store_si512(sums[n] + d + j * 16, sum[n][j]);
+  }
+}
+
+template <int N = kFew>
+inline void few_values_of(int count, const WeightCode (*weights)[kSpan], int dim,
+                          const PageView* pages, int begin, int end, int32_t (*sums)[kMaxDim],
+                          Ahead& ahead) {
+  if constexpr (N > 1) {
+    if (count < N) return few_values_of<N - 1>(count, weights, dim, pages, begin, end, sums, ahead);
+  }
+  few_values<N>(weights, dim, pages, begin, end, sums, ahead);
 }
 
 // Adds weights times `fours` times four turned values to whole sums of N queries, in 64 dimensions.
 template <int N>
 __attribute__((noinline)) void add_values(const WeightCode (*weights)[kSpan], int at, int fours,
-                                          const int8_t* turned, int32_t* sums, int64_t stride) {
+                                          const int8_t* turned, int32_t* sums, int64_t stride,
+                                    Ahead& ahead) {
   __m512i sum[N][4];
 #pragma GCC unroll 6
   for (int n = 0; n < N; ++n)
@@ -170,6 +278,7 @@ __attribute__((noinline)) void add_values(const WeightCode (*weights)[kSpan], in
     for (int j = 0; j < 4; ++j) sum[n][j] = _mm512_load_si512(sums + n * stride + j * 16);
   for (int i = 0; i < fours; ++i, turned += 256) {
     __m512i value[4];
+    ahead.ask(3);
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) value[j] = _mm512_load_si512(turned + j * 64);
 #pragma GCC unroll 6
@@ -187,31 +296,46 @@ __attribute__((noinline)) void add_values(const WeightCode (*weights)[kSpan], in
 
 template <int N = kAtOnce>
 inline void add_values_of(int count, const WeightCode (*weights)[kSpan], int at, int fours,
-                          const int8_t* turned, int32_t* sums, int64_t stride) {
+                          const int8_t* turned, int32_t* sums, int64_t stride, Ahead& ahead) {
   if constexpr (N > 1) {
     if (count < N)
-      return add_values_of<N - 1>(count, weights, at, fours, turned, sums, stride);
+      return add_values_of<N - 1>(count, weights, at, fours, turned, sums, stride, ahead);
   }
-  add_values<N>(weights, at, fours, turned, sums, stride);
+  add_values<N>(weights, at, fours, turned, sums, stride, ahead);
 }
 
-// The weighted sum of values over keys [begin, end) of a span: out [count, dim].
-inline void mix_span(const WeightCode (*weights)[kSpan], const float* step, int count, int dim,
-                     const PageView* pages, int begin, int end, float* out) {
+// The same for any number of queries, whose values are turned a page at a time.
+inline void many_values(const WeightCode (*weights)[kSpan], int count, int dim,
+                        const PageView* pages, int begin, int end, int32_t (*sums)[kMaxDim],
+                        Ahead& ahead) {
   constexpr int kChunk = 64, kChunkBytes = kPage * kChunk;
   alignas(64) int8_t turned[kMaxDim / kChunk * kChunkBytes];
-  alignas(64) int32_t sums[kQueries][kMaxDim];
   const int padded_dim = (dim + kChunk - 1) / kChunk * kChunk;
   for (int i = 0; i < count; ++i) std::memset(sums[i], 0, sizeof(int32_t) * padded_dim);
   for (int p = begin / kPage; p * kPage < end; ++p) {
     int first = first_of(p, begin) & ~3, fours = (end_of(p, end) - first + 3) / 4;
     const int64_t stride = pages[p].stride;
     for (int i = 0; i < fours; ++i)
-      turn_values(pages[p].v + (first + i * 4) * stride, stride, dim, turned + i * 256, kChunkBytes);
+      for (int d = 0; d < dim; d += kChunk) {
+        FourValues four(pages[p].v + (first + i * 4) * stride, stride, d, dim);
+        for (int j = 0; j < 4; ++j)
+          _mm512_store_si512(turned + i * 256 + d / kChunk * kChunkBytes + j * 64, four.mixed[j]);
+      }
     for (int i = 0; i < count; i += kAtOnce)
       for (int d = 0; d < dim; d += kChunk)
         add_values_of(std::min(kAtOnce, count - i), weights + i, p * kPage + first, fours,
-                      turned + d / kChunk * kChunkBytes, sums[i] + d, kMaxDim);
+                      turned + d / kChunk * kChunkBytes, sums[i] + d, kMaxDim, ahead);
+  }
+}
+
+// The weighted sum of values over keys [begin, end) of a span: out [count, dim].
+inline void mix_span(const WeightCode (*weights)[kSpan], const float* step, int count, int dim,
+                     const PageView* pages, int begin, int end, float* out, Ahead& ahead) {
+  alignas(64) int32_t sums[kQueries][kMaxDim];
+  if (count <= kFew) {
+    few_values_of(count, weights, dim, pages, begin, end, sums, ahead);
+  } else {
+    many_values(weights, count, dim, pages, begin, end, sums, ahead);
   }
   for (int i = 0; i < count; ++i) {
     const __m128 by = _mm_set1_ps(step[i]);
@@ -227,7 +351,8 @@ inline void mix_span(const WeightCode (*weights)[kSpan], const float* step, int 
 // From dots to weights of one query that sees keys [from, to) of a span; `score` has [begin, end),
 // multiples of 16, and is written over. Returns the codes' step.
 inline float weigh(float* score, float scale, const float* k_scale, const float* v_scale, int from,
-                   int to, int begin, int end, WeightCode* codes, float* largest, float* sum) {
+                   int to, int begin, int end, WeightCode* codes, float* largest, float* sum,
+                   Ahead& ahead) {
   auto seen = [&](int s) __attribute__((always_inline)) {
     uint32_t below = to - s >= 16 ? 0xffff : to <= s ? 0 : (1u << (to - s)) - 1;
     uint32_t before = from <= s ? 0 : from - s >= 16 ? 0xffff : (1u << (from - s)) - 1;
@@ -249,6 +374,7 @@ inline float weigh(float* score, float scale, const float* k_scale, const float*
   __m512i total = _mm512_setzero_si512();
   for (int s = begin; s < end; s += 16) {
     __mmask16 here = seen(s);
+    ahead.ask(2);
     __m512 weight = _mm512_maskz_mov_ps(here, exp16(_mm512_sub_ps(_mm512_load_ps(score + s), top)));
     total = _mm512_add_epi32(total, _mm512_cvtps_epi32(_mm512_mul_ps(weight, steps)));
     weight = _mm512_maskz_mul_ps(here, weight, _mm512_load_ps(v_scale + s));

@@ -56,5 +56,5 @@ class Steps(Protocol):
         ...
 
     def draw(self, logits: Tensor, draws: Sequence[Draw | None]) -> Drawing:
-        """Begins to draw from what `run` returned, which is used up."""
+        """Begins to draw from what `run` returned, unchanged; it is used up."""
         ...

@@ -43,7 +43,7 @@ struct Batch {
   const int32_t *ids, *positions, *starts, *lengths, *wanted_rows;
   const Group* groups;
   const float *const *cos, *const *sin;  // by rope: [positions, D / 2]
-  float* logits;                         // [wanted, vocab]
+  float *logits, *largest;               // [wanted, vocab]; of every block: [wanted, blocks]
   uint8_t* scratch;
   int64_t scratch_bytes;
   int32_t tokens, sequences, wanted, threads, pages;  // pages: the most of any sequence and group
@@ -52,7 +52,7 @@ struct Batch {
 namespace {
 
 constexpr int kSplitItems = 4;  // per thread: with fewer, attention is split by span as well
-constexpr int kRowChunk = 96;   // rows whose activations stay in the second level cache
+constexpr int kRowChunk = 112;   // rows whose activations stay in the second level cache
 constexpr int kAlone = 4;       // up to so many rows, every thread does all work between products
 
 // What a thread adds, normalises and rounds: shared rows, or with few rows a copy of its own, which
@@ -90,6 +90,13 @@ int longest_row(const Model& m) {
   return std::max({m.hidden, m.inner, m.q_heads * m.head_dim});
 }
 
+// The most bytes of a row of codes; all layers are of one shape.
+int64_t longest_codes(const Model& m) {
+  const Layer& l = m.layers[0];
+  return std::max({code_bytes(l.qkv), code_bytes(l.out), code_bytes(l.gate_up),
+                   code_bytes(l.down), code_bytes(m.head)});
+}
+
 int group_tiles(const Model& m, int count) {
   return (count * (m.q_heads / m.kv_heads) + kQueries - 1) / kQueries;
 }
@@ -113,7 +120,7 @@ Buffers carve(const Model& m, const Batch& b) {
   carver.take(s.mine.x, rows * m.hidden);
   carver.take(s.mine.mixed, rows * m.q_heads * m.head_dim);
   carver.take(s.mine.row_scale, rows);
-  carver.take(s.mine.codes, rows * longest_row(m) * 2);  // at most two bytes a code
+  carver.take(s.mine.codes, rows * longest_codes(m));
   int64_t shared = alone(b) ? 0 : carver.taken();
   carver.take(s.mine.work, work);
   s.each = carver.taken() - shared;
@@ -170,11 +177,14 @@ class Step {
     for (int i = 0; i < m_.layer_count; ++i) layer(team, mine, i);
     rows(team, b_.wanted,
          [&](int i) { normalise(mine, i, b_.wanted_rows[i], m_.norm, m_.head); });
+    const int64_t blocks = padded(m_.vocab) / kBlock;
     matmul(team, mine, m_.head, b_.wanted, [&](int n, int r, int rows, float (*out)[kBlock]) {
       int valid = std::min(kBlock, m_.vocab - n);
-      for (int i = 0; i < rows; ++i)
-        std::memcpy(b_.logits + int64_t(r + i) * m_.vocab + n, out[i], valid * sizeof(float));
+      for (int i = r; i < r + rows; ++i)
+        b_.largest[i * blocks + n / kBlock] =
+            store_logits(out[i - r], valid, b_.logits + int64_t(i) * m_.vocab + n);
     });
+    _mm_sfence();
   }
 
  private:
@@ -221,9 +231,9 @@ class Step {
     });
   }
 
-  void matmul_to(Team& team, const Mine& mine, const Linear& linear, float* to,
+  void matmul_to(Team& team, const Mine& mine, const Linear& linear, int count, float* to,
                  int64_t stride) const {
-    matmul(team, mine, linear, b_.tokens, [&](int n, int r, int rows, float (*out)[kBlock]) {
+    matmul(team, mine, linear, count, [&](int n, int r, int rows, float (*out)[kBlock]) {
       for (int i = 0; i < rows; ++i)
         std::memcpy(to + (r + i) * stride + n, out[i], sizeof(out[i]));
     });
@@ -231,37 +241,40 @@ class Step {
 
   void layer(Team& team, const Mine& mine, int index) const {
     const Layer& l = m_.layers[index];
+    const Layer* next = index + 1 < m_.layer_count ? &l + 1 : nullptr;
     int heads = m_.q_heads + (l.owns ? 2 * m_.kv_heads : 0), mixed = m_.q_heads * m_.head_dim;
-    matmul_to(team, mine, l.qkv, s_.wide, int64_t(heads) * m_.head_dim);
+    matmul_to(team, mine, l.qkv, b_.tokens, s_.wide, int64_t(heads) * m_.head_dim);
     team.share(b_.tokens * heads, 4,
                [&](int i) { head(l, i / heads, i % heads, heads, mine.work); });
-    const float* attended = split_ ? attend_by_span(team, mine, l) : attend(team, l);
-    rows(team, b_.tokens,
-         [&](int t) { quantise(mine, t, attended + int64_t(t) * mixed, l.out); });
-    matmul_to(team, mine, l.out, s_.narrow, m_.hidden);
-    rows(team, b_.tokens, [&](int t) {
-      add(mine, t, l.after_attention);
-      normalise(mine, t, t, l.before_mlp, l.gate_up);
+    // Behind its keys and values, the last layer goes on with the rows that are looked at alone.
+    const int count = next ? b_.tokens : b_.wanted;
+    auto row = [&](int i) { return next ? i : b_.wanted_rows[i]; };
+    const float* attended = split_ ? attend_by_span(team, mine, l) : attend(team, l, !next);
+    rows(team, count,
+         [&](int i) { quantise(mine, i, attended + int64_t(row(i)) * mixed, l.out); });
+    matmul_to(team, mine, l.out, count, s_.narrow, m_.hidden);
+    rows(team, count, [&](int i) {
+      add(mine, i, row(i), l.after_attention);
+      normalise(mine, i, row(i), l.before_mlp, l.gate_up);
     });
     // Blocks of gate_up hold eight gates and their eight ups.
-    matmul(team, mine, l.gate_up, b_.tokens, [&](int n, int r, int rows, float (*out)[kBlock]) {
+    matmul(team, mine, l.gate_up, count, [&](int n, int r, int rows, float (*out)[kBlock]) {
       for (int i = 0; i < rows; ++i)
         _mm256_storeu_ps(s_.gated + int64_t(r + i) * m_.inner + n / 2,
                          gate8(_mm256_load_ps(out[i]), _mm256_load_ps(out[i] + 8), m_.gelu));
     });
-    rows(team, b_.tokens,
-         [&](int t) { quantise(mine, t, s_.gated + int64_t(t) * m_.inner, l.down); });
-    matmul_to(team, mine, l.down, s_.narrow, m_.hidden);
-    const Layer* next = index + 1 < m_.layer_count ? &l + 1 : nullptr;
-    rows(team, b_.tokens, [&](int t) {
-      add(mine, t, l.after_mlp);
-      if (next) normalise(mine, t, t, next->before_attention, next->qkv);
+    rows(team, count,
+         [&](int i) { quantise(mine, i, s_.gated + int64_t(i) * m_.inner, l.down); });
+    matmul_to(team, mine, l.down, count, s_.narrow, m_.hidden);
+    rows(team, count, [&](int i) {
+      add(mine, i, row(i), l.after_mlp);
+      if (next) normalise(mine, i, i, next->before_attention, next->qkv);
     });
   }
 
-  // x += h, or x += norm(h). Other threads may read h too.
-  void add(const Mine& mine, int t, const float* norm) const {
-    const float* h = s_.narrow + int64_t(t) * m_.hidden;
+  // x += h, or x += norm(h), for row t of x and row `from` of h. Other threads may read h too.
+  void add(const Mine& mine, int from, int t, const float* norm) const {
+    const float* h = s_.narrow + int64_t(from) * m_.hidden;
     float* x = mine.x + int64_t(t) * m_.hidden;
     if (norm) {
       float* normed = mine.work + power_of_two(m_.hidden);
@@ -309,6 +322,10 @@ class Step {
     int64_t first_page, last_page;
     int64_t first_span() const { return first_page / kSpanPages; }
     int64_t last_span() const { return last_page / kSpanPages; }
+    int64_t first_in(int64_t span) const { return std::max(span * kSpanPages, first_page); }
+    int64_t last_in(int64_t span) const {
+      return std::min((span + 1) * kSpanPages - 1, last_page);
+    }
   };
 
   // The first position that a row sees.
@@ -352,19 +369,24 @@ class Step {
                      item.kv_head);
   }
 
-  // What span p of an item gives, for the queries in `which`; returns their number. Span `q` of
-  // `next` is what this thread most likely reads after it.
-  int attend_to(const Layer& l, const Item& item, int64_t p, const Item& next, int64_t q,
-                int* which, const Partial& out) const {
+  // What span p of an item gives, for the queries in `which`; returns their number.
+  int attend_to(const Layer& l, const Item& item, int64_t p, Ahead& ahead, int* which,
+                const Partial& out) const {
     PageView pages[kSpanPages];
-    for (int64_t i = std::max(p * kSpanPages, item.first_page);
-         i <= std::min((p + 1) * kSpanPages - 1, item.last_page); ++i)
+    for (int64_t i = item.first_in(p); i <= item.last_in(p); ++i)
       pages[i % kSpanPages] = view(l, item, i);
-    PageView after =
-        view(l, next, std::clamp(q * kSpanPages, next.first_page, next.last_page));
     int count = seeing(item, p, which);
-    attend_span(item.q, which, count, pages, p * kSpan, after, out);
+    attend_span(item.q, which, count, pages, p * kSpan, ahead, out);
     return count;
+  }
+
+  // What to ask for before span p of an item is read.
+  Ahead before(const Layer& l, const Item& item, int64_t p) const {
+    Ahead ahead;
+    int64_t bytes = row_bytes(m_.kv_heads, m_.head_dim);
+    for (int64_t i = item.first_in(p); i <= item.last_in(p); ++i)
+      ahead.add(page(l, item.sequence, i * kPage) + l.row * bytes, bytes);
+    return ahead;
   }
 
   // The online softmax of one item's queries.
@@ -373,12 +395,20 @@ class Step {
     float* out;  // [queries, D]
   };
 
-  // [tokens, Hq, D] of attention, for all threads. The KV heads of a tile go through a span one
-  // after the other, since they take turns in its pages' memory.
-  const float* attend(Team& team, const Layer& l) const {
+  // Whether logits are wanted of any row that an item has a query of.
+  bool is_wanted(const Item& item) const {
+    auto end = b_.wanted_rows + b_.wanted;
+    auto row = std::lower_bound(b_.wanted_rows, end, int(item.at[0] / m_.q_heads));
+    return row != end && *row <= item.at[item.q.count - 1] / m_.q_heads;
+  }
+
+  // [tokens, Hq, D] of attention, for all threads, of all rows or all that are `wanted`. The KV
+  // heads of a tile go through a span one after the other, since they take turns in its pages'
+  // memory.
+  const float* attend(Team& team, const Layer& l, bool wanted) const {
     const int dim = m_.head_dim, most = std::min(m_.kv_heads, kMaxDim / dim);
     const int groups = (m_.kv_heads + most - 1) / most;
-    team.share(s_.first_item[b_.sequences] / m_.kv_heads * groups, 1, [&](int u) {
+    team.share_ahead(s_.first_item[b_.sequences] / m_.kv_heads * groups, [&](int u, int then) {
       const int first = u % groups * most, heads = std::min(most, m_.kv_heads - first);
       Item items[kMaxDim / kBlock];
       Running running[kMaxDim / kBlock];
@@ -386,22 +416,31 @@ class Step {
       float span_largest[kQueries], span_sum[kQueries];
       for (int h = 0; h < heads; ++h) {
         find(u / groups * m_.kv_heads + first + h, l, items[h]);
+        if (wanted && !is_wanted(items[h])) return;
         running[h].out = out + h * kQueries * dim;
         std::fill_n(running[h].largest, kQueries, -INFINITY);
         std::fill_n(running[h].sum, kQueries, 0.0f);
         std::fill_n(running[h].out, items[h].q.count * dim, 0.0f);
       }
-      for (int64_t p = items[0].first_span(); p <= items[0].last_span(); ++p)
+      for (int64_t p = items[0].first_span(); p <= items[0].last_span(); ++p) {
+        Ahead ahead;
+        if (p < items[0].last_span()) {
+          ahead = before(l, items[0], p + 1);
+        } else if (then != u) {
+          Item next;
+          find(then / groups * m_.kv_heads, l, next);
+          ahead = before(l, next, next.first_span());
+        }
         for (int h = 0; h < heads; ++h) {
           int which[kQueries];
-          bool last = h + 1 == heads;
-          int count = attend_to(l, items[h], p, items[last ? 0 : h + 1], p + last, which,
-                                {span_largest, span_sum, span_out});
+          int count = attend_to(l, items[h], p, ahead, which, {span_largest, span_sum, span_out});
           Running& r = running[h];
           for (int j = 0; j < count; ++j)
             merge(r.largest + which[j], r.sum + which[j], r.out + which[j] * dim, span_largest[j],
                   span_sum[j], span_out + j * dim, dim);
         }
+        ahead.ask_for_rest();
+      }
       for (int h = 0; h < heads; ++h)
         for (int q = 0; q < items[h].q.count; ++q)
           divide(running[h].out + q * dim, running[h].sum[q],
@@ -414,16 +453,19 @@ class Step {
   const float* attend_by_span(Team& team, const Mine& mine, const Layer& l) const {
     int dim = m_.head_dim, items = s_.first_item[b_.sequences], spans = int(most_spans(b_));
     int64_t record = dim + 2, one = spans * record;  // partials of one query head
-    team.share(items * spans, 1, [&](int u) {
+    team.share_ahead(items * spans, [&](int u, int then) {
       Item item;
       find(u / spans, l, item);
       int64_t p = item.first_span() + u % spans;
       if (p > item.last_span()) return;
+      Ahead ahead;
+      if (then != u && then / spans == u / spans && p + then - u <= item.last_span())
+        ahead = before(l, item, p + then - u);
       alignas(64) float span_out[kQueries * kMaxDim];
       float largest[kQueries], sum[kQueries];
       int which[kQueries];
-      int count =
-          attend_to(l, item, p, item, p + team.size(), which, {largest, sum, span_out});
+      int count = attend_to(l, item, p, ahead, which, {largest, sum, span_out});
+      ahead.ask_for_rest();
       for (int j = 0; j < count; ++j) {
         float* to = s_.partial + item.at[which[j]] * one + u % spans * record;
         to[0] = largest[j];
@@ -457,8 +499,8 @@ class Step {
 // How many inputs of one output lie together in packed weights.
 extern "C" int32_t greenroom_inputs_together() { return greenroom::kTogether; }
 
-// How much higher than they are the inputs' codes are stored: see `Linear::offset`.
-extern "C" int32_t greenroom_raised_by(int32_t max_code) { return greenroom::raised_by(max_code); }
+// How much higher than they are packed weights are stored, modulo 256.
+extern "C" int32_t greenroom_raised_by() { return greenroom::kRaised; }
 
 // Bytes of scratch that a batch of this shape needs.
 extern "C" int64_t greenroom_scratch_bytes(const greenroom::Model* model,
@@ -483,12 +525,15 @@ extern "C" int32_t greenroom_forward(const greenroom::Model* model,
 }
 
 // The tokens of rows of logits [rows, vocab], which are used up; kNoToken where there is none.
-extern "C" void greenroom_draw(float* logits, const greenroom::Ask* asks, const int32_t* ids,
-                               int32_t* tokens, int32_t rows, int32_t vocab, int32_t threads) {
+// `largest`: those of every block of 16, or null.
+extern "C" void greenroom_draw(float* logits, const float* largest, const greenroom::Ask* asks,
+                               const int32_t* ids, int32_t* tokens, int32_t rows, int32_t vocab,
+                               int32_t threads) {
   using namespace greenroom;
   auto draw = [&](int i) {
     float* row = logits + int64_t(i) * vocab;
-    tokens[i] = asks[i].wanted ? Draw(asks[i], row, vocab, ids).token() : kNoToken;
+    const float* known = largest ? largest + int64_t(i) * (padded(vocab) / kBlock) : nullptr;
+    tokens[i] = asks[i].wanted ? Draw(asks[i], row, vocab, ids, known).token() : kNoToken;
   };
   if (rows > 1 && threads > 1) {
     Helpers::all().share(rows, threads, draw);

@@ -66,7 +66,6 @@ _VARIANTS = {
 
 _BLOCK = 16  # outputs in a block of packed weights
 _MAX_DIM = 512
-_SLAB = 1 << 18  # codes summed at once
 _LINE, _HUGE = 64, 1 << 21  # bytes of a cache line and of a huge page
 _COMPILE_TIMEOUT_S = 300
 
@@ -160,7 +159,6 @@ class _Linear(ctypes.Structure):
     _fields_ = [
         ("weight", ctypes.c_void_p),
         ("scale", ctypes.c_void_p),
-        ("offset", ctypes.c_void_p),
         ("n", ctypes.c_int32),
         ("k", ctypes.c_int32),
         ("max_code", ctypes.c_int32),
@@ -223,6 +221,7 @@ class _Batch(ctypes.Structure):
         ("cos", ctypes.POINTER(ctypes.c_void_p)),
         ("sin", ctypes.POINTER(ctypes.c_void_p)),
         ("logits", ctypes.c_void_p),
+        ("largest", ctypes.c_void_p),
         ("scratch", ctypes.c_void_p),
         ("scratch_bytes", ctypes.c_int64),
         *((name, ctypes.c_int32) for name in ("tokens", "sequences", "wanted", "threads", "pages")),
@@ -242,10 +241,9 @@ class CpuKernels:
         self.scratch_bytes.argtypes = self.forward.argtypes
         self.scratch_bytes.restype = ctypes.c_int64
         self.inputs_together: int = library.greenroom_inputs_together()
-        self.raised_by = library.greenroom_raised_by
-        self.raised_by.argtypes = [ctypes.c_int32]
+        self.raised_by: int = library.greenroom_raised_by()
         self.draw = library.greenroom_draw
-        self.draw.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int32] * 3
+        self.draw.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int32] * 3
         self.draw.restype = None
 
     @staticmethod
@@ -259,17 +257,19 @@ class _Arena:
     """Memory for weights in huge pages where the system gives them: fewer misses, faster reads."""
 
     def __init__(self, size: int) -> None:
-        self._region = mmap.mmap(-1, size + _HUGE)
+        # Private: what is shared has huge pages only where the system is told so.
+        self._region = mmap.mmap(-1, size + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with contextlib.suppress(OSError, AttributeError):
             self._region.madvise(mmap.MADV_HUGEPAGE)
         self._bytes = torch.frombuffer(self._region, dtype=torch.uint8)
         self._used = -self._bytes.data_ptr() % _HUGE
 
-    def put(self, codes: Tensor) -> int:
-        """Copies an int8 tensor in; its address."""
+    def put(self, codes: Tensor, raised_by: int) -> int:
+        """Copies an int8 tensor in, every byte so much higher, modulo 256; its address."""
         size = codes.numel()
         into = self._bytes[self._used : self._used + size]
         into.copy_(codes.reshape(-1).view(torch.uint8))
+        into += raised_by
         self._used += size + -size % _LINE
         return into.data_ptr()
 
@@ -317,10 +317,12 @@ class CpuSteps:
             config.attention_scale,
         )
         self._scratch = torch.empty(0, dtype=torch.uint8)
+        self._last: tuple[Tensor, Tensor] | None = None  # logits, and the largest of every block
 
     def run(self, batch: Batch) -> Tensor:
         config = self._config
         logits = torch.empty(len(batch.wanted), config.vocab_size)
+        largest = torch.empty(len(batch.wanted), -(-config.vocab_size // _BLOCK))
         ropes = self._ropes.upto(batch.end)
         groups = (_Group * len(batch.tables))(
             *(
@@ -345,6 +347,7 @@ class CpuSteps:
             addresses(*(cos.data_ptr() for cos, _ in ropes)),
             addresses(*(sin.data_ptr() for _, sin in ropes)),
             logits.data_ptr(),
+            largest.data_ptr(),
             0,
             0,
             len(batch.tokens),
@@ -359,10 +362,13 @@ class CpuSteps:
         step.scratch, step.scratch_bytes = self._scratch.data_ptr(), len(self._scratch)
         failed = self._kernels.forward(self._model, step)
         assert not failed
+        self._last = logits, largest
         return logits
 
     def draw(self, logits: Tensor, draws: Sequence[Draw | None]) -> Drawing:
-        tokens = draw_rows(self._kernels, logits, draws)
+        last, self._last = self._last, None
+        largest = last[1] if last and last[0] is logits else None
+        tokens = draw_rows(self._kernels, logits, draws, largest)
         return lambda: tokens
 
     def _layer(self, index: int, layer: Layer[QuantLinear]) -> _Layer:
@@ -390,9 +396,10 @@ class CpuSteps:
         padding = -outputs % _BLOCK
         codes = F.pad(linear.codes, (0, 0, 0, padding))
         return _Linear(
-            self._arena.put(_packed(codes, self._kernels.inputs_together)),
+            self._arena.put(
+                _packed(codes, self._kernels.inputs_together), self._kernels.raised_by
+            ),
             self._address(F.pad(linear.scale, (0, padding))),
-            self._address(_offset(codes, self._kernels.raised_by(linear.max_code))),
             outputs,
             inputs,
             linear.max_code,
@@ -419,20 +426,6 @@ def _packed(codes: Tensor, together: int) -> Tensor:
     outputs, inputs = codes.shape
     blocks = codes.view(outputs // _BLOCK, _BLOCK, inputs // together, together)
     return blocks.transpose(1, 2).contiguous()
-
-
-def _offset(codes: Tensor, raised: int) -> Tensor | None:
-    """What activation codes that are stored higher add to each sum: int32 [N]; gemm_vnni.h.
-
-    It may pass 32 bits, as the sums themselves may on the way, and wraps like them.
-    """
-    if not raised:
-        return None
-    offset = torch.empty(len(codes), dtype=torch.int64)
-    rows = max(1, _SLAB // codes.shape[1])  # sums make a wide copy of what they are given
-    for into, slab in zip(torch.split(offset, rows), torch.split(codes, rows), strict=True):
-        into.copy_(slab.sum(1, dtype=torch.int64))
-    return (offset * raised).to(torch.int32)
 
 
 def _interleaved(gate_up: QuantLinear) -> QuantLinear:

@@ -10,20 +10,35 @@
 namespace greenroom {
 
 constexpr int kBlock = 16;
+constexpr int kReach = 32;  // a row's step is so wide that 127 of them reach 16 to 32 mean magnitudes
 // Bytes of weights between what is read and what is asked for; measured, one row and sixteen.
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-constexpr int kAhead = 8192;
+constexpr int kAhead = 16384;
 #else
 constexpr int kAhead = 1024;
 #endif
 
-// `n` outputs and `k` inputs, k padded to 16; scale and offset are padded to whole blocks.
+// `n` outputs and `k` inputs, k padded to 16; scale is padded to whole blocks.
 struct Linear {
   const int8_t* weight;
   const float* scale;
-  const int32_t* offset;  // what codes above zero add to each sum; null where codes have signs
   int32_t n, k, max_code;
 };
+
+// Whether some of a row's codes may pass 127.
+inline bool is_wide(const Linear& l) { return l.max_code > 127; }
+
+// How much wider than the largest magnitude asks for a row's step is; see
+// `reference.activation_codes`. total: the sum of magnitudes of the codes that it asks for.
+inline float widened(int32_t total, const Linear& l) {
+  int64_t even = 127 * int64_t(l.k);
+  float wider = 1.0f;
+  for (int code = l.max_code / 2; code >= 127; code /= 2) {
+    even *= 2;
+    if (int64_t(total) * kReach >= even) wider *= 2.0f;
+  }
+  return wider;
+}
 
 inline int padded(int n) { return (n + kBlock - 1) / kBlock * kBlock; }
 
@@ -53,7 +68,8 @@ namespace greenroom {
 // The weight of one output and input.
 inline int8_t weight_at(const Linear& l, int n, int k) {
   int64_t block = int64_t(n / kBlock) * kBlock * l.k;
-  return l.weight[block + (k / kTogether * kBlock + n % kBlock) * kTogether + k % kTogether];
+  int8_t stored = l.weight[block + (k / kTogether * kBlock + n % kBlock) * kTogether + k % kTogether];
+  return int8_t(stored - kRaised);
 }
 
 }  // namespace greenroom

@@ -12,12 +12,17 @@ constexpr int kTileRows = 6;
 
 inline int64_t code_bytes(const Linear& l) { return int64_t(l.k) * 2; }
 
-// How much higher than they are codes are stored.
-constexpr int raised_by(int) { return 0; }
+constexpr int kRaised = 0;       // how much higher than they are weights are stored
 
 // Writes one row of codes for `next`; returns its scale.
 inline float quantize_for(const Linear& next, const float* x, uint8_t* codes) {
-  return quantize_row(x, next.k, next.max_code, reinterpret_cast<int16_t*>(codes));
+  auto to = reinterpret_cast<int16_t*>(codes);
+  float scale = quantize_row(x, next.k, next.max_code, to);
+  if (!is_wide(next)) return scale;
+  int32_t total = 0;
+  for (int i = 0; i < next.k; ++i) total += std::abs(int32_t(to[i]));
+  float wider = widened(total, next);
+  return wider > 1.0f ? quantize_row(x, next.k, next.max_code, to, wider) : scale;
 }
 
 // The running sums of R rows against one block. A struct in a struct, not an array: GCC keeps its

@@ -1,59 +1,114 @@
 // Products on AVX-512 VNNI: bytes, four inputs at a time (vpdpbusd).
 //
-// The instruction multiplies bytes without a sign by weights with one. So a code of 8 bits is
-// stored 128 higher, and one of up to 14 bits 8,192 higher, as two digits of 7 bits: rows of their
-// own to the product, which are put together at its end. What the higher codes add to a sum is the
-// same for every row (`Linear::offset`) and taken off first. Sums may pass 32 bits on the way; what
-// comes out does not (`quantize.max_code`), so they wrap back.
+// The instruction multiplies bytes without a sign by bytes with one, and reads the latter from
+// memory as it goes. So weights are stored 128 higher, and what that adds to a row's sums, 128 times
+// the sum of its codes, is taken off at the end. Sums may pass 32 bits on the way; what comes out
+// does not (`quantize.max_code`), so they wrap back.
+//
+// Where codes may pass 127, few of a row do (`reference.activation_codes`): the product has bytes,
+// cut off, and what is missing from a loud one is added input by input.
 #pragma once
 
 namespace greenroom {
 
 constexpr int kTogether = 4;     // inputs of one output that lie together
 constexpr int kUnitBlocks = 2;   // blocks of weights that a piece of work takes
-constexpr int kTileRows = 12;    // rows of digits: with two blocks, 24 sums, two weights, a code
+constexpr int kTileRows = 14;    // with two blocks, 28 sums, two weights, a code
 constexpr int kOnePass = 24;     // up to so many, weights are read once, one block at a time
 constexpr int kFewRows = 4;      // up to so many, a row needs more sums than one
+constexpr int kRaised = 128;     // how much higher than they are weights are stored
+constexpr int kLoudIn = 8;       // fewer than one of so many inputs is loud
 
-constexpr bool is_wide(int max_code) { return max_code > 127; }
-inline int digits_of(const Linear& l) { return is_wide(l.max_code) ? 2 : 1; }
-inline int64_t code_bytes(const Linear& l) { return int64_t(l.k) * digits_of(l); }
+// An input whose code is `excess` more than its byte holds.
+struct Loud {
+  int32_t input, excess;
+};
 
-// How much higher than they are codes are stored.
-constexpr int raised_by(int max_code) { return is_wide(max_code) ? 8192 : 128; }
+// What lies behind a row's bytes.
+struct Tail {
+  int32_t surplus;  // what raised weights add to its sums
+  int32_t count;
+  Loud loud[];
+};
 
-// Writes one row of codes for `next`, high digits before low ones; returns its scale.
-inline float quantize_for(const Linear& next, const float* x, uint8_t* codes) {
-  int k = next.k;
-  __m512 most = _mm512_setzero_ps();
-  for (int i = 0; i < k; i += 16) most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_loadu_ps(x + i)));
-  float largest = _mm512_reduce_max_ps(most);
-  const __m512 inverse =
-      _mm512_set1_ps(largest > kTiny ? float(next.max_code) / largest : 0.0f);
-  auto code = [&](int i) __attribute__((always_inline)) {
-    return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + i), inverse));
-  };
-  auto store = [](uint8_t* at, __m512i bytes) __attribute__((always_inline)) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(at), _mm512_cvtepi32_epi8(bytes));
-  };
-  const __m512i up = _mm512_set1_epi32(raised_by(next.max_code));
-  if (is_wide(next.max_code)) {
-    const __m512i low = _mm512_set1_epi32(127);
-    for (int i = 0; i < k; i += 16) {
-      __m512i c = _mm512_add_epi32(code(i), up);
-      store(codes + i, _mm512_srli_epi32(c, 7));
-      store(codes + k + i, _mm512_and_si512(c, low));
-    }
-  } else {
-    for (int i = 0; i < k; i += 16) store(codes + i, _mm512_add_epi32(code(i), up));
-  }
-  return largest * float(1.0 / next.max_code);
+constexpr int64_t kLine = 64;
+
+// Bytes from one row of codes to the next: an odd number of lines, so that rows spread over the
+// first level's sets.
+inline int64_t code_bytes(const Linear& l) {
+  int64_t bytes = l.k + sizeof(Tail) + (is_wide(l) ? l.k / kLoudIn * sizeof(Loud) : 0);
+  return ((bytes + kLine - 1) / kLine | 1) * kLine;
 }
 
-// Whole sums of R rows of digits against B blocks of weights, `blocks` bytes apart: out[b][r].
+inline const Tail& tail_of(const uint8_t* codes, int k) {
+  return *reinterpret_cast<const Tail*>(codes + k);
+}
+
+// Writes one row of codes for `next`; returns its scale.
+inline float quantize_for(const Linear& next, const float* x, uint8_t* codes) {
+  const int k = next.k;
+  __m512 most = _mm512_setzero_ps();
+  for (int i = 0; i < k; i += 16) most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_loadu_ps(x + i)));
+  const float largest = _mm512_reduce_max_ps(most);
+  float inverse = largest > kTiny ? float(next.max_code) / largest : 0.0f, wider = 1.0f;
+  auto code = [&](int i) __attribute__((always_inline)) {
+    return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + i), _mm512_set1_ps(inverse)));
+  };
+  if (is_wide(next)) {
+    __m512i total = _mm512_setzero_si512();
+    for (int i = 0; i < k; i += 16) total = _mm512_add_epi32(total, _mm512_abs_epi32(code(i)));
+    wider = widened(_mm512_reduce_add_epi32(total), next);
+    inverse /= wider;
+  }
+  auto& tail = *reinterpret_cast<Tail*>(codes + k);
+  tail.count = 0;
+  __m512i sum = _mm512_setzero_si512();
+  for (int i = 0; i < k; i += 16) {
+    __m512i c = code(i);
+    sum = _mm512_add_epi32(sum, c);
+    __m128i bytes = _mm512_cvtsepi32_epi8(c);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i), bytes);
+    if (!is_wide(next)) continue;
+    __m512i excess = _mm512_sub_epi32(c, _mm512_cvtepi8_epi32(bytes));
+    uint32_t loud = _mm512_test_epi32_mask(excess, excess);
+    if (!loud) continue;
+    alignas(64) int32_t by[16];
+    _mm512_store_si512(by, excess);
+    for (; loud; loud &= loud - 1) {
+      int at = __builtin_ctz(loud);
+      tail.loud[tail.count++] = {i + at, by[at]};
+    }
+  }
+  tail.surplus = int32_t(uint32_t(_mm512_reduce_add_epi32(sum)) * kRaised);
+  return largest * float(1.0 / next.max_code) * wider;
+}
+
+// What the loud inputs of a row add to its sums against one block of weights.
+inline __m512i add_loud(__m512i sum, const Tail& tail, const int8_t* weight) {
+  for (int i = 0; i < tail.count; ++i) {
+    const Loud& loud = tail.loud[i];
+    __m512i four = _mm512_loadu_si512(weight + loud.input / kTogether * kTogether * kBlock);
+    __m512i one = _mm512_and_si512(_mm512_srlv_epi32(four, _mm512_set1_epi32(loud.input % 4 * 8)),
+                                   _mm512_set1_epi32(255));
+    sum = _mm512_dpwssd_epi32(sum, one, _mm512_set1_epi32(loud.excess));  // one's upper half is 0
+  }
+  return sum;
+}
+
+// sum += weights times four codes of a row. In assembly because GCC does not let the instruction
+// read the codes itself.
+GREENROOM_INLINE void add_products(__m512i& sum, __m512i weights, const uint8_t* codes) {
+  typedef int32_t __attribute__((may_alias)) Four;
+  asm("vpdpbusd %[codes]%{1to16%}, %[weights], %[sum]"
+      : [sum] "+v"(sum)
+      : [weights] "v"(weights), [codes] "m"(*reinterpret_cast<const Four*>(codes)));
+}
+
+// Whole sums of R rows, `stride` bytes apart, against B blocks of weights, `blocks` bytes apart:
+// out[b][r].
 template <int R, int B>
-__attribute__((noinline)) void tile(const uint8_t* x, int k, const int8_t* weight, int64_t blocks,
-                                    int32_t (*out)[kOnePass][kBlock]) {
+__attribute__((noinline)) void tile(const uint8_t* x, int64_t stride, int k, const int8_t* weight,
+                                    int64_t blocks, int32_t (*out)[kOnePass][kBlock]) {
   __m512i sum[B][R];
 #pragma GCC unroll 2
   for (int b = 0; b < B; ++b)
@@ -68,9 +123,8 @@ __attribute__((noinline)) void tile(const uint8_t* x, int k, const int8_t* weigh
     }
 #pragma GCC unroll 24
     for (int r = 0; r < R; ++r) {
-      __m512i code = broadcast_four(x + int64_t(r) * k + i);
 #pragma GCC unroll 2
-      for (int b = 0; b < B; ++b) sum[b][r] = _mm512_dpbusd_epi32(sum[b][r], code, w[b]);
+      for (int b = 0; b < B; ++b) add_products(sum[b][r], w[b], x + r * stride + i);
     }
   }
 #pragma GCC unroll 2
@@ -81,7 +135,8 @@ __attribute__((noinline)) void tile(const uint8_t* x, int k, const int8_t* weigh
 
 // The same for few rows and one block; the multiply-add takes several cycles, so with four sums.
 template <int R>
-__attribute__((noinline)) void narrow_tile(const uint8_t* x, int k, const int8_t* weight,
+__attribute__((noinline)) void narrow_tile(const uint8_t* x, int64_t stride, int k,
+                                           const int8_t* weight,
                                            int32_t (*out)[kOnePass][kBlock]) {
   constexpr int kSums = 4;
   __m512i sum[R][kSums];
@@ -96,8 +151,7 @@ __attribute__((noinline)) void narrow_tile(const uint8_t* x, int k, const int8_t
       __m512i w = _mm512_loadu_si512(weight);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r)
-        sum[r][s] = _mm512_dpbusd_epi32(
-            sum[r][s], broadcast_four(x + int64_t(r) * k + i + s * kTogether), w);
+        add_products(sum[r][s], w, x + r * stride + i + s * kTogether);
     }
   }
 #pragma GCC unroll 4
@@ -107,42 +161,39 @@ __attribute__((noinline)) void narrow_tile(const uint8_t* x, int k, const int8_t
 }
 
 template <int B, int R>
-inline void tile_of(int rows, const uint8_t* x, int k, const int8_t* weight, int64_t blocks,
-                    int32_t (*out)[kOnePass][kBlock]) {
+inline void tile_of(int rows, const uint8_t* x, int64_t stride, int k, const int8_t* weight,
+                    int64_t blocks, int32_t (*out)[kOnePass][kBlock]) {
   if constexpr (R > 1) {
-    if (rows < R) return tile_of<B, R - 1>(rows, x, k, weight, blocks, out);
+    if (rows < R) return tile_of<B, R - 1>(rows, x, stride, k, weight, blocks, out);
   }
   if constexpr (R <= kFewRows) {
-    for (int b = 0; b < B; ++b) narrow_tile<R>(x, k, weight + b * blocks, out + b);
+    for (int b = 0; b < B; ++b) narrow_tile<R>(x, stride, k, weight + b * blocks, out + b);
   } else if constexpr (R <= kTileRows) {
-    tile<R, B>(x, k, weight, blocks, out);
+    tile<R, B>(x, stride, k, weight, blocks, out);
   } else {
-    for (int b = 0; b < B; ++b) tile<R, 1>(x, k, weight + b * blocks, blocks, out + b);
+    for (int b = 0; b < B; ++b) tile<R, 1>(x, stride, k, weight + b * blocks, blocks, out + b);
   }
 }
 
 // Calls emit(block, first row, rows, results) for B blocks from `index` on, tile by tile.
 template <int B, typename Emit>
 inline void blocks_of(const Linear& linear, int index, const Rows& x, Emit emit) {
-  const int64_t block_bytes = int64_t(kBlock) * linear.k;
+  const int64_t block_bytes = int64_t(kBlock) * linear.k, stride = code_bytes(linear);
   const int8_t* weight = linear.weight + index * block_bytes;
-  const int digits = digits_of(linear);
-  const int most = (x.count * digits <= kOnePass ? kOnePass : kTileRows) / digits;
+  const int most = x.count <= kOnePass ? kOnePass : kTileRows;
   alignas(64) int32_t sums[B][kOnePass][kBlock];
   alignas(64) float out[kOnePass][kBlock];
   int tiles = (x.count + most - 1) / most;
   for (int t = 0; t < tiles; ++t) {
     int begin = int64_t(x.count) * t / tiles, rows = int64_t(x.count) * (t + 1) / tiles - begin;
-    tile_of<B, kOnePass>(rows * digits, x.codes + begin * code_bytes(linear), linear.k, weight,
-                         block_bytes, sums);
+    const uint8_t* codes = x.codes + begin * stride;
+    tile_of<B, kOnePass>(rows, codes, stride, linear.k, weight, block_bytes, sums);
     for (int b = 0; b < B; ++b) {
-      const __m512i offset = _mm512_loadu_si512(linear.offset + (index + b) * kBlock);
       const __m512 scale = _mm512_loadu_ps(linear.scale + (index + b) * kBlock);
       for (int r = 0; r < rows; ++r) {
-        __m512i sum = _mm512_load_si512(sums[b][r * digits]);
-        if (digits == 2)
-          sum = _mm512_add_epi32(_mm512_slli_epi32(sum, 7), _mm512_load_si512(sums[b][r * 2 + 1]));
-        __m512 whole = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, offset));
+        const Tail& tail = tail_of(codes + r * stride, linear.k);
+        __m512i sum = add_loud(_mm512_load_si512(sums[b][r]), tail, weight + b * block_bytes);
+        __m512 whole = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, _mm512_set1_epi32(tail.surplus)));
         __m512 by = _mm512_set1_ps(x.scale[begin + r]);
         _mm512_store_ps(out[r], _mm512_mul_ps(_mm512_mul_ps(whole, by), scale));
       }

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from backends.local.kernels.pages import GroupTable
 
 __all__ = [
+    "activation_codes",
     "attend",
     "embed",
     "exp",
@@ -42,6 +43,9 @@ __all__ = [
 
 QUERY_CODE, WEIGHT_CODE = 127, 255
 """The widest codes of queries, signed, and of attention weights, which are never negative."""
+
+REACH = 32
+"""Mean magnitudes of a row that its step times 127 reaches, at most; at least half as many."""
 
 _TINY = 1e-30
 """Rows whose largest value is at most this are all zeros to `quantize_rows`."""
@@ -81,14 +85,39 @@ def exp(x: Tensor) -> Tensor:
     return torch.where(x < -86.0, 0.0, y * power)
 
 
-def quantize_rows(x: Tensor, max_code: int) -> tuple[Tensor, Tensor]:
+def quantize_rows(
+    x: Tensor, max_code: int, wider: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Codes round(x / scale) with one scale a row. x: [..., K] float32.
 
-    Returns float32 codes [..., K], whole numbers within +-max_code, and scales [...].
+    Returns float32 codes [..., K], whole numbers within +-max_code, and scales [...]. `wider`:
+    [...], powers of two that scales are larger by than the rows' largest ask for.
     """
     largest = x.abs().amax(-1)
     inverse = torch.where(largest > _TINY, torch.tensor(float(max_code)) / largest, 0.0)
-    return torch.round(x * inverse.unsqueeze(-1)), largest * (1 / max_code)
+    scale = largest * (1 / max_code)
+    if wider is not None:
+        inverse, scale = inverse / wider, scale * wider
+    return torch.round(x * inverse.unsqueeze(-1)), scale
+
+
+def activation_codes(x: Tensor, max_code: int) -> tuple[Tensor, Tensor]:
+    """Codes and scales of a product's inputs x [T, K], as `quantize_rows` gives them.
+
+    A `max_code` above 127 is 127 * 2**n, and leaves room for loud inputs: a row's step is made
+    wider by powers of two while 127 steps are at most `REACH` times its mean magnitude. So the
+    loudest set the step only where 127 would do for them too, and few codes of a row pass 127.
+    The mean is that of the codes before, in whole numbers.
+    """
+    codes, scale = quantize_rows(x, max_code)
+    if max_code <= 127:
+        return codes, scale
+    total = codes.abs().double().sum(-1) * REACH
+    wider = torch.ones_like(scale)
+    for level in range(1, (max_code // 127).bit_length()):
+        even = 127 * x.shape[-1] * 2**level
+        wider = torch.where(total >= even, torch.tensor(2.0**level), wider)
+    return quantize_rows(x, max_code, wider)
 
 
 def linear(x: Tensor, codes: Tensor, scale: Tensor, max_code: int) -> Tensor:
@@ -96,7 +125,7 @@ def linear(x: Tensor, codes: Tensor, scale: Tensor, max_code: int) -> Tensor:
 
     codes: whole numbers within +-127 as float32 [N, K]. max_code * 127 * K must stay below 2**31.
     """
-    rows, row_scale = quantize_rows(x, max_code)
+    rows, row_scale = activation_codes(x, max_code)
     return _whole_matmul(rows, codes) * row_scale.unsqueeze(-1) * scale
 
 

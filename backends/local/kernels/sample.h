@@ -1,6 +1,6 @@
 // The token of a row of logits: what backends/local/sampling.py calls `draw`, the same token always.
 //
-// A row is read once for its largest logit, and once more for the sum of all weights where top-p or
+// A row is read once for its largest logit, unless who made it says what the largest are, and once more for the sum of all weights where top-p or
 // the draw asks for that. Candidates come from the groups whose largest logit says that they have
 // some: the likeliest few first. Where these do not suffice, weights are summed in bins by how far
 // below the best they lie, and the one bin that holds the token is looked at. No vocabulary is
@@ -31,9 +31,16 @@ constexpr int32_t kNoToken = -1;  // no finite logit, or nothing was asked
 
 class Draw {
  public:
-  // `row` has `count` logits and is used up; the ask points into `ids`.
-  Draw(const Ask& ask, float* row, int count, const int32_t* ids)
-      : ask_(ask), row_(row), largest_((count + kGroup - 1) / kGroup), whole_(count / kGroup) {
+  // `row` has `count` logits and is used up; the ask points into `ids`. `known`: the largest logit
+  // of every kKnown, NaN where one is; or null.
+  Draw(const Ask& ask, float* row, int count, const int32_t* ids, const float* known)
+      : ask_(ask),
+        row_(row),
+        ids_(ids),
+        known_(known),
+        known_count_((count + kKnown - 1) / kKnown),
+        largest_((count + kGroup - 1) / kGroup),
+        whole_(count / kGroup) {
     for (int i = ask.begin; i < ask.masked; ++i) {
       float& x = row[ids[i]];
       x = x > 0 ? x / ask.penalty : x * ask.penalty;
@@ -60,7 +67,7 @@ class Draw {
   }
 
  private:
-  static constexpr int kGroup = 64, kFew = 256, kSorted = 32;
+  static constexpr int kGroup = 64, kKnown = 16, kFew = 256, kSorted = 32;
   static constexpr int32_t kUnsure = -2;
   static constexpr float kLeast = -21.0f;  // below, a weight is less than 2**-30: nothing
   static constexpr int kBins = 1024, kAnyBin = -1;
@@ -93,19 +100,51 @@ class Draw {
 
   // The largest logit of each group and of all; whether that is finite, and no logit is a NaN.
   bool find_best() {
-    __m256 strange = _mm256_setzero_ps();
-    best_ = -INFINITY;
-    for (size_t g = 0; g < largest_.size(); ++g) {
-      const float* x = group(g);
-      __m256 most = _mm256_set1_ps(-INFINITY);
-      for (int i = 0; i < kGroup; i += 8) {
-        __m256 v = _mm256_loadu_ps(x + i);
-        most = _mm256_max_ps(v, most);
-        strange = _mm256_or_ps(strange, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-      }
-      best_ = std::max(best_, largest_[g] = max_lane(most));
+    bool strange = false;
+    if (known_) {
+      strange = fold_known();
+      for (int i = ask_.begin; i < ask_.end; ++i) strange |= look_at(ids_[i] / kGroup);
+    } else {
+      for (size_t g = 0; g < largest_.size(); ++g) strange |= look_at(g);
     }
-    return std::isfinite(best_) && !_mm256_movemask_ps(strange);
+    best_ = *std::max_element(largest_.begin(), largest_.end());
+    return std::isfinite(best_) && !strange;
+  }
+
+  // The largest logit of each group from those of its four blocks; whether there is a NaN.
+  bool fold_known() {
+    static_assert(kGroup == 4 * kKnown);
+    __m128 strange = _mm_setzero_ps();
+    size_t g = 0;
+    for (; (g + 4) * 4 <= known_count_; g += 4) {
+      __m128 x[4];
+      for (int i = 0; i < 4; ++i) {
+        x[i] = _mm_loadu_ps(known_ + (g + i) * 4);
+        strange = _mm_or_ps(strange, _mm_cmpunord_ps(x[i], x[i]));
+      }
+      _MM_TRANSPOSE4_PS(x[0], x[1], x[2], x[3]);
+      _mm_storeu_ps(&largest_[g], _mm_max_ps(_mm_max_ps(x[0], x[1]), _mm_max_ps(x[2], x[3])));
+    }
+    bool any = _mm_movemask_ps(strange);
+    std::fill(largest_.begin() + g, largest_.end(), -INFINITY);
+    for (size_t i = g * 4; i < known_count_; ++i) {
+      largest_[i / 4] = std::max(largest_[i / 4], known_[i]);
+      any |= std::isnan(known_[i]);
+    }
+    return any;
+  }
+
+  // Finds the largest logit of a group; whether there is a NaN.
+  bool look_at(size_t g) {
+    const float* x = group(g);
+    __m256 strange = _mm256_setzero_ps(), most = _mm256_set1_ps(-INFINITY);
+    for (int i = 0; i < kGroup; i += 8) {
+      __m256 v = _mm256_loadu_ps(x + i);
+      most = _mm256_max_ps(v, most);
+      strange = _mm256_or_ps(strange, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    }
+    largest_[g] = max_lane(most);
+    return _mm256_movemask_ps(strange);
   }
 
   int32_t first_best() const {
@@ -269,6 +308,9 @@ class Draw {
 
   const Ask& ask_;
   float* const row_;
+  const int32_t* const ids_;
+  const float* const known_;
+  const size_t known_count_;
   std::vector<float> largest_;  // by group
   const size_t whole_;          // groups that lie in the row itself
   float rest_[kGroup];          // the last one

@@ -38,6 +38,18 @@ class Team {
     wait();
   }
 
+  // The same one by one, as work(i, then): `then` is the one this thread does next, or i itself.
+  template <typename Work>
+  void share_ahead(int count, Work work) {
+    auto claim = [&] { return next_.fetch_add(1, std::memory_order_relaxed); };
+    for (int i = claim(); i < count;) {
+      int then = claim();
+      work(i, then < count ? then : i);
+      i = then;
+    }
+    wait();
+  }
+
   int size() const { return size_; }
 
  private:

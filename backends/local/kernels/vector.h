@@ -5,7 +5,9 @@
 
 #include <immintrin.h>
 
+#include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <initializer_list>
 
@@ -91,6 +93,29 @@ inline float max_lane(__m256 x) {
   return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
 }
 
+// Writes `count` of a block of 16 logits, past the caches: nobody reads most of them again. Returns
+// the largest, or a NaN where one is. The caller fences.
+inline float store_logits(const float* block, int count, float* to) {
+  __m256 low = _mm256_load_ps(block), high = _mm256_load_ps(block + 8);
+  if (count < 16) {
+    float largest = block[0];
+    for (int i = 0; i < count; ++i) {
+      to[i] = block[i];
+      if (!(block[i] <= largest)) largest = block[i];
+    }
+    return largest;
+  }
+  if (reinterpret_cast<uintptr_t>(to) % 32 == 0) {
+    _mm256_stream_ps(to, low);
+    _mm256_stream_ps(to + 8, high);
+  } else {
+    _mm256_storeu_ps(to, low);
+    _mm256_storeu_ps(to + 8, high);
+  }
+  bool strange = _mm256_movemask_ps(_mm256_cmp_ps(low, high, _CMP_UNORD_Q));
+  return strange ? NAN : max_lane(_mm256_max_ps(low, high));
+}
+
 // The last three steps of halves_sum: lane i + lane i + 4, then 2, then 1.
 inline float halves8(__m256 x) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
@@ -148,15 +173,18 @@ inline __m256i to_codes(__m256 a, __m256 b) {
   return _mm256_permute4x64_epi64(packed, 0xD8);
 }
 
-// Codes of one row; returns its scale. n is a multiple of 16.
-inline float quantize_row(const float* x, int n, int max_code, int16_t* codes) {
+// Codes of one row, `wider` times smaller than its largest asks for (a power of two); returns its
+// scale. n is a multiple of 16.
+inline float quantize_row(const float* x, int n, int max_code, int16_t* codes,
+                          float wider = 1.0f) {
   float largest = largest_abs(x, n);
-  __m256 inverse = _mm256_set1_ps(largest > kTiny ? float(max_code) / largest : 0.0f);
+  __m256 inverse =
+      _mm256_set1_ps(largest > kTiny ? float(max_code) / largest / wider : 0.0f);
   for (int i = 0; i < n; i += 16)
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + i),
                         to_codes(_mm256_mul_ps(_mm256_loadu_ps(x + i), inverse),
                                  _mm256_mul_ps(_mm256_loadu_ps(x + i + 8), inverse)));
-  return largest * float(1.0 / max_code);
+  return largest * float(1.0 / max_code) * wider;
 }
 
 // int8 codes and the fp16 scale of one head of a key or value. n is a multiple of 16.

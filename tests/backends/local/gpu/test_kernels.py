@@ -45,9 +45,9 @@ def test_products_are_exact_however_they_are_split(
     """The partial sums of any tiling add up to the whole numbers' product."""
     from backends.local.gpu.gemm import Tiles, linear_sums
 
-    codes = whole(-8191, 8192, tokens, inputs)
+    codes = whole(-8128, 8129, tokens, inputs)
     weight = whole(-127, 128, outputs, inputs, seed=1).to(torch.int8)
-    linear = QuantLinear(weight.to(device), torch.ones(outputs, device=device), 8191)
+    linear = QuantLinear(weight.to(device), torch.ones(outputs, device=device), 8128)
     out = torch.full((splits * tokens * outputs,), -1, dtype=torch.int32, device=device)
     tiles = Tiles(16, 32, 64, splits, 4, 2)
     assert linear_sums(digits_of(codes).to(device), tokens, linear, out, tiles) == splits
@@ -62,12 +62,12 @@ def test_a_finished_product_is_the_reference_s(device: str) -> None:
     x = drawn(3, 96)
     weight = whole(-127, 128, 50, 96).to(torch.int8)
     scale = drawn(50, seed=2).abs()
-    codes, row_scale = reference.quantize_rows(x, max_code(96))
+    codes, row_scale = reference.activation_codes(x, max_code(96))
     out = torch.zeros(150, device=device)
     linear = QuantLinear(weight.to(device), scale.to(device), max_code(96))
     tiles = tiles_for(3, linear, split=False)
     linear_logits(digits_of(codes).to(device), row_scale.to(device), 3, linear, out, tiles)
-    assert torch.equal(out.cpu().view(3, 50), reference.linear(x, weight.float(), scale, 8191))
+    assert torch.equal(out.cpu().view(3, 50), reference.linear(x, weight.float(), scale, 8128))
 
 
 def test_a_residual_s_norm_is_the_reference_s(device: str) -> None:
@@ -80,7 +80,7 @@ def test_a_residual_s_norm_is_the_reference_s(device: str) -> None:
     after, weight, x = drawn(size, seed=2), drawn(size, seed=3), drawn(count, size, seed=4)
     h = sums.sum(0).int().float() * in_scale.unsqueeze(1) * scale
     total = x + reference.rms_norm(h, after, eps)
-    codes, row_scale = reference.quantize_rows(reference.rms_norm(total, weight, eps), 8191)
+    codes, row_scale = reference.activation_codes(reference.rms_norm(total, weight, eps), 8128)
     for wanted in (None, [2, 0]):
         found = x.clone().to(device)
         digits = torch.zeros((2, count * size), dtype=torch.int8, device=device)
@@ -102,7 +102,7 @@ def test_a_residual_s_norm_is_the_reference_s(device: str) -> None:
             N=size,
             SIZE=128,
             LEVELS=7,
-            MAX_CODE=8191,
+            MAX_CODE=8128,
             num_warps=1,
             enable_fp_fusion=False,
         )
@@ -120,7 +120,7 @@ def test_gates_are_the_reference_s(device: str, activation: str) -> None:
     sums = whole(-1 << 24, 1 << 24, 1, count, 2 * size).int()
     in_scale, scale = torch.tensor([1e-6, 1e-3, 1e-9]), drawn(2 * size).abs()
     both = sums[0].float() * in_scale.unsqueeze(1) * scale
-    codes, row_scale = reference.quantize_rows(reference.gate(both, activation), 8191)
+    codes, row_scale = reference.activation_codes(reference.gate(both, activation), 8128)
     digits = torch.zeros((2, count * size), dtype=torch.int8, device=device)
     out = torch.zeros(count, device=device)
     rows.gate_rows[(count,)](
@@ -133,7 +133,7 @@ def test_gates_are_the_reference_s(device: str, activation: str) -> None:
         GELU=activation == "gelu_tanh",
         N=size,
         SIZE=64,
-        MAX_CODE=8191,
+        MAX_CODE=8128,
         num_warps=1,
         enable_fp_fusion=False,
     )

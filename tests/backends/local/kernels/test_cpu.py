@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backends.local.kernels import cpu
+from backends.local.kernels import cpu, reference
 from backends.local.model import Chunk, Decoder, random_weights
 from backends.local.model_config import Llama3Rope, ModelConfig
 from backends.local.paged import SequenceKV
@@ -20,6 +20,8 @@ from backends.local.testing import arena
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from torch import Tensor
 
     from backends.local.kernels.cpu import CpuKernels
 
@@ -79,11 +81,44 @@ STEPS = st.lists(
 """New tokens of three sequences, step by step."""
 
 
+def loud_weights(config: ModelConfig, seed: int, loud: float) -> dict[str, Tensor]:
+    """Random ones, but some inputs of every down projection are so much louder."""
+    weights = random_weights(config, seed)
+    for name, weight in weights.items():
+        if name.endswith("up_proj.weight"):
+            weight[::53] *= loud
+    return weights
+
+
+def test_loud_inputs_are_in_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `loud_weights` gives makes codes above 127, and not many."""
+    config = ModelConfig.synthetic(vocab_size=VOCABULARY, hidden_size=144, head_dim=48)
+    decoder = Decoder.int8(config, loud_weights(config, 1, 60.0), None)
+    codes = []
+
+    def counted(x: Tensor, max_code: int) -> tuple[Tensor, Tensor]:
+        found = real(x, max_code)
+        codes.append(found[0])
+        return found
+
+    real = reference.activation_codes
+    monkeypatch.setattr(reference, "activation_codes", counted)
+    decoder.forward([Chunk(SequenceKV(arena(config, 64, kv_dtype="int8")), torch.arange(9))])
+    above = torch.cat([(c.abs() > 127).float().mean(-1) for c in codes])
+    assert 0 < float(above.max()) < 1 / 15
+
+
 @settings(
     max_examples=25,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(config=models(), steps=STEPS, wanted=st.integers(1, 5), seed=st.integers(0, 99))
+@given(
+    config=models(),
+    steps=STEPS,
+    wanted=st.integers(1, 5),
+    seed=st.integers(0, 99),
+    loud=st.sampled_from([1.0, 60.0]),
+)
 def test_kernels_and_reference_agree_bit_for_bit(
     each_kernels: CpuKernels,
     threads: int,
@@ -91,10 +126,11 @@ def test_kernels_and_reference_agree_bit_for_bit(
     steps: list[list[int]],
     wanted: int,
     seed: int,
+    loud: float,
 ) -> None:
     """Logits and every byte of every page are equal, also where nobody wrote."""
     del threads
-    weights = random_weights(config, seed)
+    weights = loud_weights(config, seed, loud)
     decoders = [Decoder.int8(config, weights, None), Decoder.int8(config, weights, each_kernels)]
     pools = [arena(config, 3 * 1100, kv_dtype="int8") for _ in decoders]
     generator = torch.Generator().manual_seed(seed)

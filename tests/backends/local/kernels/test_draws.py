@@ -7,16 +7,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from backends.api import Sampling
+from backends.local.kernels.cpu import CpuSteps
 from backends.local.kernels.draws import draw_rows
+from backends.local.model import Chunk, Decoder, random_weights
+from backends.local.model_config import ModelConfig
+from backends.local.paged import SequenceKV
+from backends.local.quantize import quantize
 from backends.local.sampling import Draw, draw
 from backends.local.sampling import draw_rows as in_numpy
+from backends.local.testing import arena
 from tests.backends.local.drawing import LAST, ask, cases
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from backends.local.kernels.cpu import CpuKernels
 
@@ -26,14 +35,37 @@ if TYPE_CHECKING:
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(case=cases(sizes=(3, 64, 65, 200, 900, 5000, 40_000), rows=6))
+@given(case=cases(sizes=(3, 64, 65, 200, 900, 5000, 40_000), rows=6), known=st.booleans())
 def test_the_tokens_are_numpy_s(
-    each_kernels: CpuKernels, case: tuple[NDArray[np.float32], list[Draw | None]]
+    each_kernels: CpuKernels, case: tuple[NDArray[np.float32], list[Draw | None]], known: bool
 ) -> None:
-    """Rows of any size, one or many, with any settings."""
+    """Rows of any size, one or many, with any settings, also where a step says the largest."""
     logits, draws = case
-    found = draw_rows(each_kernels, torch.from_numpy(logits.copy()), draws)
+    largest = largest_of_blocks(torch.from_numpy(logits)) if known else None
+    found = draw_rows(each_kernels, torch.from_numpy(logits.copy()), draws, largest)
     assert found == in_numpy(logits, draws)
+
+
+def largest_of_blocks(logits: Tensor) -> Tensor:
+    """The largest of every 16 logits, a NaN where one is: what a step leaves beside them."""
+    padded = F.pad(logits, (0, -logits.shape[1] % 16), value=-torch.inf)
+    return padded.view(len(logits), -1, 16).amax(-1)  # amax gives NaNs on
+
+
+def test_a_step_leaves_the_largest_of_every_block(each_kernels: CpuKernels) -> None:
+    """The kernels' own, for a vocabulary that is no whole number of blocks."""
+    config = ModelConfig.synthetic(vocab_size=203, hidden_size=80, head_dim=16)
+    steps = CpuSteps(quantize(config, random_weights(config, 3)), each_kernels)
+    decoder = Decoder(config, steps)
+    logits = decoder.score(
+        Chunk(SequenceKV(arena(config, 64, kv_dtype="int8")), torch.arange(19))
+    )
+    assert steps._last is not None
+    assert torch.equal(steps._last[1], largest_of_blocks(logits))
+    draws: list[Draw | None] = [ask(Sampling(temperature=1.0, top_k=5), 0.6, (1, 200))] * 19
+    plain = in_numpy(logits.numpy().copy(), draws)
+    assert decoder.draw(logits, draws)() == plain
+    assert steps._last is None
 
 
 @pytest.mark.parametrize(

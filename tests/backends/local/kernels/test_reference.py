@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from backends.local.kernels import reference
 from backends.local.kernels.pages import GroupTable, int8_row_bytes, int8_views
+from backends.local.quantize import max_code
 
 
 @given(st.integers(1, 200), st.integers(0, 99))
@@ -36,13 +37,13 @@ def test_linear_adds_whole_numbers_exactly(inputs: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(-127, 128, (5, inputs), generator=generator)
     x = torch.randn(3, inputs, generator=generator)
-    limit = min(8191, (2**31 - 1) // (127 * inputs))
-    rows, scale = reference.quantize_rows(x, limit)
+    limit = max_code(inputs)
+    rows, scale = reference.activation_codes(x, limit)
     expected = (rows.long() @ codes.T).float() * scale.unsqueeze(-1)
     assert torch.equal(reference.linear(x, codes.float(), torch.ones(5), limit), expected)
 
 
-@given(st.integers(0, 99), st.sampled_from([127, 8191, 32767]))
+@given(st.integers(0, 99), st.sampled_from([127, 8128, 32512]))
 def test_quantised_rows_are_within_half_a_step(seed: int, limit: int) -> None:
     """Codes are whole, within the limit, and give the row back to half a step."""
     x = torch.randn(4, 50, generator=torch.Generator().manual_seed(seed)) * 10.0 ** (seed % 9 - 4)
@@ -50,6 +51,29 @@ def test_quantised_rows_are_within_half_a_step(seed: int, limit: int) -> None:
     assert torch.equal(codes, codes.round())
     assert float(codes.abs().max()) == limit
     assert float(((codes * scale.unsqueeze(-1) - x) / scale.unsqueeze(-1)).abs().max()) < 0.51
+
+
+@given(st.integers(0, 99), st.sampled_from([1, 16, 160, 2048]), st.sampled_from([0, 3, 99]))
+def test_few_codes_pass_127_and_none_loses_more_than_half_a_step(
+    seed: int, size: int, loud: int
+) -> None:
+    """Whatever a row's loud inputs are: a step is at most REACH mean magnitudes over 127."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(5, size, generator=generator)
+    x[:, : min(loud, size)] *= 10.0 ** (seed % 5)
+    codes, scale = reference.activation_codes(x, 8128)
+    assert float((codes.abs() > 127).sum(-1).max()) <= size / 15
+    mean = x.abs().mean(-1)
+    narrow = x.abs().amax(-1) / 127
+    assert ((scale * 127 <= mean * reference.REACH * 1.01) | (scale <= narrow)).all()
+    assert ((scale * 127 * 2.02 >= mean * reference.REACH) | (scale >= narrow * 0.999)).all()
+    assert float(((codes * scale.unsqueeze(-1) - x) / scale.unsqueeze(-1)).abs().max()) < 0.51
+
+
+def test_a_row_of_equals_has_codes_of_127() -> None:
+    """As plain rounding to 8 bits would give it."""
+    codes, _ = reference.activation_codes(torch.full((1, 64), -3.0), 8128)
+    assert codes.unique().tolist() == [-127.0]
 
 
 def test_zeros_stay_zeros() -> None:
