@@ -54,18 +54,23 @@ __device__ inline float largest_of_block(float x) {
     return x;
 }
 
-// Four codes as digits: high ones at `at`, low ones a plane further; 8 bits are low digits alone.
-__device__ inline void store_digits(signed char* at, long long plane, float4 x, float inverse,
-                                    int max_code) {
-    const int a = code_of(x.x, inverse), b = code_of(x.y, inverse);
-    const int c = code_of(x.z, inverse), d = code_of(x.w, inverse);
-    if (max_code > 127) {
-        *(char4*)at = make_char4(a >> 7, b >> 7, c >> 7, d >> 7);
-        *(char4*)(at + plane) = make_char4(a & 127, b & 127, c & 127, d & 127);
-    } else {
-        *(char4*)(at + plane) = make_char4(a, b, c, d);
-    }
+// The sum of a block's numbers, for every thread.
+__device__ inline int sum_of_block(int x) {
+    __shared__ int by_warp[32];
+    for (int step = 1; step < 32; step *= 2) x += __shfl_xor_sync(~0u, x, step);
+    if (threadIdx.x % 32 == 0) by_warp[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = 0;
+    for (int warp = 0; warp < blockDim.x / 32; ++warp) x += by_warp[warp];
+    return x;
 }
+
+__device__ inline int4 codes_of(float4 x, float inverse) {
+    return make_int4(code_of(x.x, inverse), code_of(x.y, inverse), code_of(x.z, inverse),
+                     code_of(x.w, inverse));
+}
+
+__device__ inline char4 bytes_of(int4 x) { return make_char4(x.x, x.y, x.z, x.w); }
 
 // x / y, rounded to nearest, for 1 <= y: the steps that the compiler takes, without its branch for
 // what these do not serve. That is a tiny x: then `rare` is set.

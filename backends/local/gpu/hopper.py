@@ -13,6 +13,7 @@ import torch
 
 from backends.local.gpu.hopper_kernels import Decode, Heads, Products, Rows
 from backends.local.gpu.launches import Launches
+from backends.local.quantize import NARROW
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,7 +93,7 @@ class HopperLaunches(Launches):
         last: bool,
     ) -> None:
         shape = numbers.shape
-        if shape.tokens > self._products.ROWS:
+        if shape.tokens > self._products.ROWS or max_code != NARROW:
             super()._residual(
                 numbers, s, splits, linear, after, weight, max_code, ins, outs, last=last
             )
@@ -107,7 +108,6 @@ class HopperLaunches(Launches):
             s.digits,
             numbers["wanted"] if last else None,
             shape.wanted if last else shape.tokens,
-            max_code,
             chained=self._chained,
         )
 
@@ -154,7 +154,7 @@ class HopperLaunches(Launches):
     def _merge(
         self, numbers: Numbers, s: Scratch, kv: LayerPages, outs: Tensor, max_code: int
     ) -> None:
-        if self._decode is None or numbers.shape.tiles:
+        if self._decode is None or numbers.shape.tiles or max_code != NARROW:
             super()._merge(numbers, s, kv, outs, max_code)
             return
         self._decode.merge(
@@ -164,6 +164,5 @@ class HopperLaunches(Launches):
             kv,
             s.digits,
             outs,
-            max_code,
             chained=self._chained,
         )

@@ -83,26 +83,22 @@ class Decode:
         starts: Tensor,
         lengths: Tensor,
         kv: LayerPages,
-        digits: Tensor,  # int8 [2, at least T * G * D], written
+        digits: Tensor,  # int8 [2, at least T * G * D], the low ones written
         row_scale: Tensor,  # float32 [T], written
-        max_code: int,
         *,
         chained: bool,
     ) -> None:
-        """`attention.merge_spans`, then `rows.quantize_rows` of each sequence's row."""
+        """`attention.merge_spans`, then 8-bit `rows.quantize_rows` of each sequence's row."""
         self._merge.launch(
             (len(lengths), 1, 1),
             self._heads * self._dim // 4,
             *parts,
             starts,
             lengths,
-            digits,
+            digits[1],
             row_scale,
-            c_longlong(digits.stride(0)),
             kv.window,
             kv.reads,
-            max_code,
-            c_float(1 / max_code),
             chained=chained,
         )
 
@@ -277,11 +273,11 @@ class Rows:
         digits: Tensor,
         wanted: Tensor | None,
         count: int,
-        max_code: int,
         *,
         chained: bool,
     ) -> None:
-        """As `rows.add_and_norm`, for all `tokens` rows or the first `count` that are `wanted`."""
+        """As `rows.add_and_norm` with codes of 8 bits, for all `tokens` rows or the first `count`
+        that are `wanted`."""
         self._kernels["add_and_norm"].launch(
             (count, 1, 1),
             512,
@@ -291,13 +287,10 @@ class Rows:
             x,
             weights[1],
             wanted,
-            digits,
+            digits[1],
             scales[2],
             tokens,
-            c_longlong(digits.stride(0)),
             splits,
-            max_code,
-            c_float(1 / max_code),
             *self._norm,
             chained=chained,
         )

@@ -1,4 +1,4 @@
-// Folds the spans of `decode.cu` into whole rows, and these into codes: the bits of
+// Folds the spans of `decode.cu` into whole rows, and these into codes of 8 bits: the bits of
 // `attention.merge_spans` and `rows.quantize_rows`.
 //
 // Given by the compiler's command: D (128 or 256), G (query heads, at most 16).
@@ -11,9 +11,9 @@ constexpr int DEEP = G * D > 2048 ? 8 : 16;  // spans that are asked for at once
 extern "C" __global__ void __launch_bounds__(G * D / 4)
     merge_spans(const float* tops, const float* totals, const float* outs, const int* starts,
                 const int* lengths,
-                signed char* digits,  // [2, T * G * D], written
-                float* row_scale,     // [T], written
-                long long plane, int window, int reads, int max_code, float code_step) {
+                signed char* codes,  // [T, G * D], written
+                float* row_scale,    // [T], written
+                int window, int reads) {
     const int b = blockIdx.x, lane = threadIdx.x % 32, column = 4 * threadIdx.x, head = column / D;
     begin_next();
     const int row = starts[b], length = lengths[b];
@@ -71,7 +71,7 @@ extern "C" __global__ void __launch_bounds__(G * D / 4)
     out.x = __fdiv_rn(out.x, total), out.y = __fdiv_rn(out.y, total);
     out.z = __fdiv_rn(out.z, total), out.w = __fdiv_rn(out.w, total);
     const float largest = largest_of_block(largest_of(out));
-    signed char* const at = digits + (long long)row * G * D + column;
-    store_digits(at, plane, out, inverse_of(largest, (float)max_code), max_code);
-    if (threadIdx.x == 0) row_scale[row] = largest * code_step;
+    *(char4*)(codes + (long long)row * G * D + column) =
+        bytes_of(codes_of(out, inverse_of(largest, 127.0f)));
+    if (threadIdx.x == 0) row_scale[row] = largest * (float)(1.0 / 127);
 }

@@ -1,5 +1,5 @@
-// What happens to rows between two products, a block a row: the bits of `rows.add_and_norm` and
-// `rows.quantize_rows`, which say what is computed.
+// What happens to rows between two products, a block a row: the bits of `rows.add_and_norm`, with
+// codes of 8 bits, and of `rows.quantize_rows`, which say what is computed.
 //
 // Given by the compiler's command: N (columns of the residual stream), SIZE (N, rounded up to a
 // power of two, at least 512), INNER (columns of gated activations).
@@ -49,10 +49,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                  float* x,               // [T, N], read and, without `wanted`, written
                  const float* weight,    // [N]
                  const int* wanted,      // the rows to take, or nothing
-                 signed char* digits,    // [2, T * N], written
+                 signed char* codes,     // [T, N], written
                  float* row_scale,       // [T], written
-                 int T, long long plane, int splits, int max_code, float code_step, float share,
-                 float eps) {
+                 int T, int splits, float share, float eps) {
     begin_next();
     const int row = wanted ? wanted[blockIdx.x] : blockIdx.x;
     float h[EACH], by[EACH], then[EACH], more[EACH];
@@ -105,16 +104,25 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         largest = fmaxf(largest, fabsf(values[i]));
     }
     largest = largest_of_block(largest);
-    const float to_codes = inverse_of(largest, (float)max_code);
+    const float to_codes = inverse_of(largest, 127.0f);
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
-        const int column = threadIdx.x + THREADS * i, code = code_of(values[i], to_codes);
-        if (column >= N) continue;
-        signed char* const at = digits + (long long)blockIdx.x * N + column;
-        if (max_code > 127) *at = code >> 7;
-        at[plane] = max_code > 127 ? code & 127 : code;
+        const int column = threadIdx.x + THREADS * i;
+        if (column < N) codes[(long long)blockIdx.x * N + column] = code_of(values[i], to_codes);
     }
-    if (threadIdx.x == 0) row_scale[blockIdx.x] = largest * code_step;
+    if (threadIdx.x == 0) row_scale[blockIdx.x] = largest * (float)(1.0 / 127);
+}
+
+// How much wider a row's step is than its largest asks for, by the sum of the magnitudes of the
+// codes that it asks for: `reference.activation_codes`.
+__device__ inline float wider(int total, int max_code) {
+    float by = 1.0f;
+    long long even = 127ll * INNER;
+    for (int code = max_code / 2; code >= 127; code /= 2) {
+        even *= 2;
+        if (32ll * total >= even) by *= 2.0f;
+    }
+    return by;
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -137,12 +145,28 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
     for (int i = 0; i < FOURS; ++i) largest = fmaxf(largest, largest_of(values[i]));
     largest = largest_of_block(largest);
-    const float inverse = inverse_of(largest, (float)max_code);
+    float inverse = inverse_of(largest, (float)max_code), by = 1.0f;
+    if (max_code > 127) {
+        int total = 0;
+#pragma unroll
+        for (int i = 0; i < FOURS; ++i) {
+            const int4 code = codes_of(values[i], inverse);
+            total += abs(code.x) + abs(code.y) + abs(code.z) + abs(code.w);
+        }
+        by = wider(sum_of_block(total), max_code);
+        inverse *= 1.0f / by;
+    }
 #pragma unroll
     for (int i = 0; i < FOURS; ++i) {
         const int column = 4 * (threadIdx.x + THREADS * i);
-        if (column < INNER)
-            store_digits(digits + begin + column, plane, values[i], inverse, max_code);
+        if (column >= INNER) continue;
+        int4 code = codes_of(values[i], inverse);
+        signed char* const at = digits + begin + column;
+        if (max_code > 127) {
+            *(char4*)at = make_char4(code.x >> 7, code.y >> 7, code.z >> 7, code.w >> 7);
+            code = make_int4(code.x & 127, code.y & 127, code.z & 127, code.w & 127);
+        }
+        *(char4*)(at + plane) = bytes_of(code);
     }
-    if (threadIdx.x == 0) row_scale[blockIdx.x] = largest * code_step;
+    if (threadIdx.x == 0) row_scale[blockIdx.x] = largest * code_step * by;
 }

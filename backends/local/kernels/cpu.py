@@ -396,9 +396,7 @@ class CpuSteps:
         padding = -outputs % _BLOCK
         codes = F.pad(linear.codes, (0, 0, 0, padding))
         return _Linear(
-            self._arena.put(
-                _packed(codes, self._kernels.inputs_together), self._kernels.raised_by
-            ),
+            self._arena.put(_packed(codes, self._kernels.inputs_together), self._kernels.raised_by),
             self._address(F.pad(linear.scale, (0, padding))),
             outputs,
             inputs,

@@ -85,9 +85,7 @@ def exp(x: Tensor) -> Tensor:
     return torch.where(x < -86.0, 0.0, y * power)
 
 
-def quantize_rows(
-    x: Tensor, max_code: int, wider: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def quantize_rows(x: Tensor, max_code: int, wider: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Codes round(x / scale) with one scale a row. x: [..., K] float32.
 
     Returns float32 codes [..., K], whole numbers within +-max_code, and scales [...]. `wider`:

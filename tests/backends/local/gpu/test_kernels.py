@@ -113,14 +113,16 @@ def test_a_residual_s_norm_is_the_reference_s(device: str) -> None:
 
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 def test_gates_are_the_reference_s(device: str, activation: str) -> None:
-    """The gated activation's codes, very large and very small inputs included."""
+    """The gated activation's codes, very large and very small rows and a loud input included."""
     from backends.local.gpu import rows
 
-    count, size = 3, 40
+    count, size = 3, 200
     sums = whole(-1 << 24, 1 << 24, 1, count, 2 * size).int()
     in_scale, scale = torch.tensor([1e-6, 1e-3, 1e-9]), drawn(2 * size).abs()
+    scale[size + 3] *= 300.0
     both = sums[0].float() * in_scale.unsqueeze(1) * scale
     codes, row_scale = reference.activation_codes(reference.gate(both, activation), 8128)
+    assert codes.abs().amax(1).max() > 127
     digits = torch.zeros((2, count * size), dtype=torch.int8, device=device)
     out = torch.zeros(count, device=device)
     rows.gate_rows[(count,)](
@@ -132,7 +134,7 @@ def test_gates_are_the_reference_s(device: str, activation: str) -> None:
         SPLITS=1,
         GELU=activation == "gelu_tanh",
         N=size,
-        SIZE=64,
+        SIZE=256,
         MAX_CODE=8128,
         num_warps=1,
         enable_fp_fusion=False,

@@ -94,7 +94,7 @@ def test_loud_inputs_are_in_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     """What `loud_weights` gives makes codes above 127, and not many."""
     config = ModelConfig.synthetic(vocab_size=VOCABULARY, hidden_size=144, head_dim=48)
     decoder = Decoder.int8(config, loud_weights(config, 1, 60.0), None)
-    codes = []
+    codes: list[Tensor] = []
 
     def counted(x: Tensor, max_code: int) -> tuple[Tensor, Tensor]:
         found = real(x, max_code)

@@ -57,9 +57,7 @@ def test_a_step_leaves_the_largest_of_every_block(each_kernels: CpuKernels) -> N
     config = ModelConfig.synthetic(vocab_size=203, hidden_size=80, head_dim=16)
     steps = CpuSteps(quantize(config, random_weights(config, 3)), each_kernels)
     decoder = Decoder(config, steps)
-    logits = decoder.score(
-        Chunk(SequenceKV(arena(config, 64, kv_dtype="int8")), torch.arange(19))
-    )
+    logits = decoder.score(Chunk(SequenceKV(arena(config, 64, kv_dtype="int8")), torch.arange(19)))
     assert steps._last is not None
     assert torch.equal(steps._last[1], largest_of_blocks(logits))
     draws: list[Draw | None] = [ask(Sampling(temperature=1.0, top_k=5), 0.6, (1, 200))] * 19
