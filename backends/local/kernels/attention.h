@@ -160,7 +160,9 @@ inline void attend_span(const Queries& q, const int* which, int count, const Pag
 inline void merge(float* largest, float* sum, float* out, float span_largest, float span_sum,
                   const float* span_out, int dim) {
   float top = std::max(*largest, span_largest);
-  float old = exp1(*largest - top), fresh = exp1(span_largest - top);
+  float less = exp1(std::min(*largest, span_largest) - top);  // the other is exp(0), which is 1
+  bool later = span_largest > *largest;
+  float old = later ? less : 1.0f, fresh = later ? 1.0f : less;
   *largest = top;
   *sum = *sum * old + span_sum * fresh;
   __m256 a = _mm256_set1_ps(old), b = _mm256_set1_ps(fresh);

@@ -1,9 +1,10 @@
 // The insides of a span on AVX-512 VNNI: bytes, four at a time (vpdpbusd).
 //
-// Keys are turned, a page at a time, so that four dimensions of 16 keys make a register, and values
-// so that four keys of 16 dimensions do: then no sum crosses lanes. The instruction multiplies bytes
-// without a sign by bytes with one. For scores the keys are stored 128 higher, which adds the same
-// to all dots of a query; for the mix the weights have no sign anyway.
+// Keys are turned so that four dimensions of 16 keys make a register, and values so that four keys of
+// 16 dimensions do: then no sum crosses lanes. For many queries a page is turned in memory, for few
+// a few keys in registers, and less far. The instruction multiplies bytes without a sign by bytes
+// with one. For scores the keys are taken 128 higher, which adds the same to all dots of a query; for
+// the mix the weights have no sign anyway.
 #pragma once
 
 namespace greenroom {
@@ -12,7 +13,7 @@ using QueryCode = int8_t;
 using WeightCode = uint8_t;
 
 constexpr int kAtOnce = 6;  // queries whose sums stay in registers, four each
-constexpr int kFew = 4;     // up to so many queries, keys and values are turned less far, in registers
+constexpr int kFew = 4;     // up to so many queries, nothing is turned in memory
 
 // Codes of one query head; returns their scale.
 inline float quantize_query(const float* x, int dim, QueryCode* codes) {

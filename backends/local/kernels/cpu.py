@@ -15,6 +15,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,6 +54,7 @@ _SOURCES = (
     "gemm_avx2.h",
     "gemm_vnni.h",
     "helpers.h",
+    "plan.h",
     "sample.h",
     "team.h",
     "vector.h",
@@ -152,7 +154,7 @@ def _compile(command: list[str], source: Path, target: Path) -> None:
     _log.info("kernels_compiled", file=target.name)
 
 
-# Mirrors of the structs in cpu.cpp and gemm.h.
+# Mirrors of the structs in plan.h and gemm.h.
 
 
 class _Linear(ctypes.Structure):
@@ -317,11 +319,14 @@ class CpuSteps:
             config.attention_scale,
         )
         self._scratch = torch.empty(0, dtype=torch.uint8)
-        self._last: tuple[Tensor, Tensor] | None = None  # logits, and the largest of every block
+        # The logits of the last step, while they are in use, their memory, their blocks' largest.
+        self._last: tuple[weakref.ref[Tensor], Tensor, Tensor] | None = None
+        self._spare = torch.empty(0)  # memory of logits that were used up
 
     def run(self, batch: Batch) -> Tensor:
         config = self._config
-        logits = torch.empty(len(batch.wanted), config.vocab_size)
+        memory = self._memory(len(batch.wanted) * config.vocab_size)
+        logits = memory[: len(batch.wanted) * config.vocab_size].view(-1, config.vocab_size)
         largest = torch.empty(len(batch.wanted), -(-config.vocab_size // _BLOCK))
         ropes = self._ropes.upto(batch.end)
         groups = (_Group * len(batch.tables))(
@@ -362,14 +367,21 @@ class CpuSteps:
         step.scratch, step.scratch_bytes = self._scratch.data_ptr(), len(self._scratch)
         failed = self._kernels.forward(self._model, step)
         assert not failed
-        self._last = logits, largest
+        self._last = weakref.ref(logits), memory, largest
         return logits
 
     def draw(self, logits: Tensor, draws: Sequence[Draw | None]) -> Drawing:
         last, self._last = self._last, None
-        largest = last[1] if last and last[0] is logits else None
+        largest = None
+        if last is not None and last[0]() is logits:
+            _, self._spare, largest = last
         tokens = draw_rows(self._kernels, logits, draws, largest)
         return lambda: tokens
+
+    def _memory(self, count: int) -> Tensor:
+        """Room for logits, that of used up ones where it suffices: new pages take their time."""
+        spare, self._spare = self._spare, torch.empty(0)
+        return spare if len(spare) >= count else torch.empty(count)
 
     def _layer(self, index: int, layer: Layer[QuantLinear]) -> _Layer:
         spec = layer.spec

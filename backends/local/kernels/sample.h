@@ -1,10 +1,10 @@
 // The token of a row of logits: what backends/local/sampling.py calls `draw`, the same token always.
 //
-// A row is read once for its largest logit, unless who made it says what the largest are, and once more for the sum of all weights where top-p or
-// the draw asks for that. Candidates come from the groups whose largest logit says that they have
-// some: the likeliest few first. Where these do not suffice, weights are summed in bins by how far
-// below the best they lie, and the one bin that holds the token is looked at. No vocabulary is
-// sorted.
+// A row is read once for its largest logit, unless whoever made it says what the largest are, and
+// once more for the sum of all weights where top-p or the draw asks for that. Candidates come from
+// the groups whose largest logit says that they have some: the likeliest few first. Where these do
+// not suffice, weights are summed in bins by how far below the best they lie, and the one bin that
+// holds the token is looked at. No vocabulary is sorted.
 #pragma once
 
 #include <immintrin.h>

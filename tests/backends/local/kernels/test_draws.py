@@ -59,7 +59,7 @@ def test_a_step_leaves_the_largest_of_every_block(each_kernels: CpuKernels) -> N
     decoder = Decoder(config, steps)
     logits = decoder.score(Chunk(SequenceKV(arena(config, 64, kv_dtype="int8")), torch.arange(19)))
     assert steps._last is not None
-    assert torch.equal(steps._last[1], largest_of_blocks(logits))
+    assert torch.equal(steps._last[2], largest_of_blocks(logits))
     draws: list[Draw | None] = [ask(Sampling(temperature=1.0, top_k=5), 0.6, (1, 200))] * 19
     plain = in_numpy(logits.numpy().copy(), draws)
     assert decoder.draw(logits, draws)() == plain
