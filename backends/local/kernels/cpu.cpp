@@ -4,8 +4,6 @@
 // integers, floats in the order that reference.py fixes, so neither threads nor batch nor chunking
 // changes a result. Sizes are checked by cpu.py; nothing here allocates.
 
-#include <omp.h>
-
 #include <optional>
 
 #include "helpers.h"
@@ -43,12 +41,12 @@ class Step {
       mine.row_scale = moved(mine.row_scale, bytes);
       mine.codes = moved(mine.codes, bytes);
     }
-    rows(team, b_.tokens, [&](int t) {
+    rows(team, b_.tokens, m_.layers[0].qkv, [&](int t) {
       embed(mine, t);
       normalise(mine, t, t, m_.layers[0].before_attention, m_.layers[0].qkv);
     });
     for (int i = 0; i < m_.layer_count; ++i) layer(team, mine, i);
-    rows(team, b_.wanted,
+    rows(team, b_.wanted, m_.head,
          [&](int i) { normalise(mine, i, b_.wanted_rows[i], m_.norm, m_.head); });
     const int64_t blocks = padded(m_.vocab) / kBlock;
     matmul(team, mine, m_.head, b_.wanted, [&](int n, int r, int rows, float (*out)[kBlock]) {
@@ -67,6 +65,20 @@ class Step {
     if (!alone_) return team.share(count, 1, work);
     for (int i = 0; i < count; ++i) work(i);
   }
+
+  // The same for the rows of a product, whose first weights come meanwhile.
+  template <typename Work>
+  void rows(Team& team, int count, const Linear& next, Work work) const {
+    const int8_t* weight = next.weight + int64_t(team.first_of(units(next) * chunks(count))) %
+                                             units(next) * kUnitBlocks * kBlock * next.k;
+    for (int i = -kAhead; i < 0; i += 64) ask_ahead<_MM_HINT_T1>(weight + i);
+    rows(team, count, work);
+  }
+
+  static int units(const Linear& linear) {
+    return (padded(linear.n) / kBlock + kUnitBlocks - 1) / kUnitBlocks;
+  }
+  static int chunks(int rows) { return (rows + kRowChunk - 1) / kRowChunk; }
 
   void embed(const Mine& mine, int t) const {
     const Linear& e = m_.embedding;
@@ -90,14 +102,12 @@ class Step {
   // emit(first output, first row, rows, results) for every block of outputs and tile of rows.
   template <typename Emit>
   void matmul(Team& team, const Mine& mine, const Linear& linear, int count, Emit emit) const {
-    int units = (padded(linear.n) / kBlock + kUnitBlocks - 1) / kUnitBlocks;
-    int chunks = (count + kRowChunk - 1) / kRowChunk;
-    int piece = std::clamp(units / (team.size() * 8), 1, 64);
-    team.share(units * chunks, piece, [&](int u) {
-      int row = u / units * kRowChunk;
+    const int every = units(linear), piece = std::clamp(every / (team.size() * 8), 1, 64);
+    team.share(every * chunks(count), piece, [&](int u) {
+      int row = u / every * kRowChunk;
       Rows x{mine.codes + row * code_bytes(linear), mine.row_scale + row,
              std::min(kRowChunk, count - row)};
-      blocks(linear, u % units * kUnitBlocks, x,
+      blocks(linear, u % every * kUnitBlocks, x,
              [&](int index, int first, int rows, float (*out)[kBlock]) {
                emit(index * kBlock, row + first, rows, out);
              });
@@ -123,10 +133,10 @@ class Step {
     const int count = next ? b_.tokens : b_.wanted;
     auto row = [&](int i) { return next ? i : b_.wanted_rows[i]; };
     const float* attended = split_ ? attend_by_span(team, mine, l) : attend(team, l, !next);
-    rows(team, count,
+    rows(team, count, l.out,
          [&](int i) { quantise(mine, i, attended + int64_t(row(i)) * mixed, l.out); });
     matmul_to(team, mine, l.out, count, s_.narrow, m_.hidden);
-    rows(team, count, [&](int i) {
+    rows(team, count, l.gate_up, [&](int i) {
       add(mine, i, row(i), l.after_attention);
       normalise(mine, i, row(i), l.before_mlp, l.gate_up);
     });
@@ -136,10 +146,10 @@ class Step {
         _mm256_storeu_ps(s_.gated + int64_t(r + i) * m_.inner + n / 2,
                          gate8(_mm256_load_ps(out[i]), _mm256_load_ps(out[i] + 8), m_.gelu));
     });
-    rows(team, count,
+    rows(team, count, l.down,
          [&](int i) { quantise(mine, i, s_.gated + int64_t(i) * m_.inner, l.down); });
     matmul_to(team, mine, l.down, count, s_.narrow, m_.hidden);
-    rows(team, count, [&](int i) {
+    rows(team, count, next ? next->qkv : m_.head, [&](int i) {
       add(mine, i, row(i), l.after_mlp);
       if (next) normalise(mine, i, i, next->before_attention, next->qkv);
     });

@@ -7,6 +7,7 @@
 
 #include <immintrin.h>
 #include <linux/futex.h>
+#include <omp.h>
 #include <sched.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -23,17 +24,22 @@ class Team {
   explicit Team(int size) : size_(size) {}
 
   // Runs work(i) for i in [0, count), once each, in pieces of `piece`; returns when all are done.
-  // Every thread of the team makes the same calls in the same order.
+  // Every thread of the team makes the same calls in the same order. Each has a run of its own, so
+  // that what it asks memory for ahead is its own next work, and takes from others' at the end.
   template <typename Work>
   void share(int count, int piece, Work work) {
     if (size_ == 1) {
       for (int i = 0; i < count; ++i) work(i);
       return;
     }
-    for (;;) {
-      int begin = next_.fetch_add(piece, std::memory_order_relaxed);
-      if (begin >= count) break;
-      for (int i = begin, end = std::min(begin + piece, count); i < end; ++i) work(i);
+    for (int r = 0; r < runs(); ++r) {
+      const int run = (mine() + r) % runs(), end = begin_of(run + 1, count);
+      for (;;) {
+        int begin = begin_of(run, count) +
+                    taken_[run].count.fetch_add(piece, std::memory_order_relaxed);
+        if (begin >= end) break;
+        for (int i = begin; i < std::min(begin + piece, end); ++i) work(i);
+      }
     }
     wait();
   }
@@ -41,7 +47,7 @@ class Team {
   // The same one by one, as work(i, then): `then` is the one this thread does next, or i itself.
   template <typename Work>
   void share_ahead(int count, Work work) {
-    auto claim = [&] { return next_.fetch_add(1, std::memory_order_relaxed); };
+    auto claim = [&] { return taken_[0].count.fetch_add(1, std::memory_order_relaxed); };
     for (int i = claim(); i < count;) {
       int then = claim();
       work(i, then < count ? then : i);
@@ -50,16 +56,27 @@ class Team {
     wait();
   }
 
+  // What this thread begins with when `count` pieces of work are shared.
+  int first_of(int count) const { return begin_of(mine(), count); }
+
   int size() const { return size_; }
 
  private:
-  static constexpr int kSpins = 200, kYields = 100;
+  static constexpr int kSpins = 200, kYields = 100, kRuns = 32;
+
+  struct alignas(64) Taken {
+    std::atomic<int> count{0};
+  };
+
+  int runs() const { return std::min(size_, kRuns); }
+  int mine() const { return omp_get_thread_num() % runs(); }
+  int begin_of(int run, int count) const { return int64_t(count) * run / runs(); }
 
   void wait() {
     uint32_t phase = phase_.load(std::memory_order_acquire);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
       arrived_.store(0, std::memory_order_relaxed);
-      next_.store(0, std::memory_order_relaxed);
+      for (Taken& run : taken_) run.count.store(0, std::memory_order_relaxed);
       // Sequentially consistent, as the sleepers' count is: with a plain store, the count could be
       // read before the new phase is seen, and somebody who falls asleep between is never woken.
       phase_.fetch_add(1, std::memory_order_seq_cst);
@@ -86,7 +103,7 @@ class Team {
   }
 
   const int size_;
-  alignas(64) std::atomic<int> next_{0};
+  Taken taken_[kRuns];
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<uint32_t> phase_{0};
   alignas(64) std::atomic<int> sleepers_{0};
