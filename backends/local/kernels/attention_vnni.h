@@ -376,7 +376,7 @@ inline float weigh(float* score, float scale, const float* k_scale, const float*
   for (int s = begin; s < end; s += 16) {
     __mmask16 here = seen(s);
     ahead.ask(2);
-    __m512 weight = _mm512_maskz_mov_ps(here, exp16(_mm512_sub_ps(_mm512_load_ps(score + s), top)));
+    __m512 weight = exp16(_mm512_sub_ps(_mm512_load_ps(score + s), top), here);
     total = _mm512_add_epi32(total, _mm512_cvtps_epi32(_mm512_mul_ps(weight, steps)));
     weight = _mm512_maskz_mul_ps(here, weight, _mm512_load_ps(v_scale + s));
     _mm512_store_ps(score + s, weight);

@@ -56,10 +56,10 @@ inline __m256 exp8(__m256 x) {
 }
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-// e to the x; as exp8.
-GREENROOM_INLINE __m512 exp16(__m512 x) {
+// e to the x where x is at most 0, as exp8, and 0 elsewhere than in `where`.
+GREENROOM_INLINE __m512 exp16(__m512 x, __mmask16 where) {
   const __m512 low = _mm512_set1_ps(-86.0f);
-  __m512 cut = _mm512_min_ps(_mm512_max_ps(x, low), _mm512_set1_ps(88.0f));
+  __m512 cut = _mm512_max_ps(x, low);
   __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(cut, _mm512_set1_ps(1.44269504f)),
                                   _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   __m512 r = _mm512_sub_ps(
@@ -69,10 +69,7 @@ GREENROOM_INLINE __m512 exp16(__m512 x) {
                            _mm512_set1_ps(float(1.0 / 120)));
   for (float c : {float(1.0 / 24), float(1.0 / 6), 0.5f, 1.0f, 1.0f})
     y = _mm512_add_ps(_mm512_mul_ps(y, r), _mm512_set1_ps(c));
-  __m512i power = _mm512_slli_epi32(
-      _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23);
-  y = _mm512_mul_ps(y, _mm512_castsi512_ps(power));
-  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, low, _CMP_NLT_UQ), y);
+  return _mm512_maskz_scalef_ps(_mm512_mask_cmp_ps_mask(where, x, low, _CMP_NLT_UQ), y, n);
 }
 
 // Four bytes in every 32-bit lane.
