@@ -18,7 +18,8 @@ Shape = Literal["mha", "mqa", "local", "cai"]
 class Rung:
     """One step of the ladder; each has what the one before has and one technique more.
 
-    `int8`: weights and KV, and activations of 14 bits or, when `narrow`, of 8.
+    `int8`: weights and KV, and activations, with wide codes behind the gate or, when `narrow`, of
+    8 bits.
     """
 
     name: str

@@ -47,7 +47,7 @@ def floor(rung: Rung, size: str, traffic: Traffic, card: Card, most: int = 4096)
     held = traffic.prompt + (traffic.reply if rung.int8 else traffic.longest_reply)
     each = kv_bytes(config, held, value_bytes=values, scale_bytes=scale)
     fits = (card.memory - card.reserve - weights) // each
-    # 14-bit activations meet int8 weights as two 8-bit digits: two products.
+    # Wide activations meet int8 weights as two digits: two products.
     rate = card.half_rate
     if rung.int8:
         rate = card.int8_rate if rung.narrow else card.int8_rate / 2

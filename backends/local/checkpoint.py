@@ -76,15 +76,19 @@ def load(
             raise WeightsDamaged(f"{path}: {wrong}")
         manifest = _read_object(path / MANIFEST)
     files = _weight_files(path)
+    tokenizer: Tokenizer | None = None
     if numerics == "int8":
         # Less memory at once: a tokenizer beside the mapped weights only where it must be, and
         # these are gone before the quantised ones are packed.
-        sample = kept_sample(path) or _tokenizer(path, config).encode_text(SAMPLE)
+        sample = kept_sample(path) if manifest else None
+        if sample is None:
+            tokenizer = _tokenizer(path, config)
+            sample = tokenizer.encode_text(SAMPLE)
         quantized = quantize(config, _read_tensors(path, files, config), sample)
         decoder = Decoder.of(quantized, kernels, device=device, context=context)
     else:
         decoder = Decoder.float32(config, _read_tensors(path, files, config))
-    tokenizer = _tokenizer(path, config)
+    tokenizer = tokenizer or _tokenizer(path, config)
     profile = _profile(path, manifest, tokenizer)
     return LoadedModel(
         config=config,

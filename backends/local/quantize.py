@@ -1,9 +1,9 @@
 """From float32 weights to int8: one scale per output channel, projections of one input fused.
 
 Activations are quantised while the model runs, by row, to `max_code`: 8 bits behind a norm, whose
-loud channels were smoothed, and behind attention; 14 bits behind the gate (docs/engine.md says what
-each costs). `QuantModel.numerics` names the whole scheme, so that KV made under another one is
-never taken for its own.
+loud channels were smoothed, and behind attention; wider for loud inputs behind the gate
+(docs/engine.md says what each costs). `QuantModel.numerics` names the whole scheme, so that KV made
+under another one is never taken for its own.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """int8 linear layers, summed in int32: one dot product for 8-bit activation codes, for those of
-14 bits (behind the gate) two, of 7-bit digits.
+what may pass 127 (behind the gate) two, of 7-bit digits.
 
 Integer sums are exact in any order, so tiles and splits are chosen for speed alone: no choice here
 changes a bit. A product is left as `splits` partial sums, which the kernel that reads it adds up

@@ -240,7 +240,7 @@ __attribute__((noinline)) void few_values(const WeightCode (*weights)[kSpan], in
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) sum[n][j] = _mm512_setzero_si512();
     for (int s = begin & ~3; s < end; s += 4) {
-      ahead.ask(3);
+      ahead.ask(2);
       const PageView& page = pages[s / kPage];
       FourValues four(page.v + s % kPage * page.stride, page.stride, d, dim);
 #pragma GCC unroll 4
@@ -375,7 +375,7 @@ inline float weigh(float* score, float scale, const float* k_scale, const float*
   __m512i total = _mm512_setzero_si512();
   for (int s = begin; s < end; s += 16) {
     __mmask16 here = seen(s);
-    ahead.ask(2);
+    ahead.ask(4);
     __m512 weight = exp16(_mm512_sub_ps(_mm512_load_ps(score + s), top), here);
     total = _mm512_add_epi32(total, _mm512_cvtps_epi32(_mm512_mul_ps(weight, steps)));
     weight = _mm512_maskz_mul_ps(here, weight, _mm512_load_ps(v_scale + s));

@@ -127,12 +127,15 @@ class Step {
     const Layer* next = index + 1 < m_.layer_count ? &l + 1 : nullptr;
     int heads = m_.q_heads + (l.owns ? 2 * m_.kv_heads : 0), mixed = m_.q_heads * m_.head_dim;
     matmul_to(team, mine, l.qkv, b_.tokens, s_.wide, int64_t(heads) * m_.head_dim);
-    team.share(b_.tokens * heads, 4,
-               [&](int i) { head(l, i / heads, i % heads, heads, mine.work); });
+    const bool fused = attends_by_row();
+    if (!fused)
+      team.share(b_.tokens * heads, 4,
+                 [&](int i) { head(l, i / heads, i % heads, heads, mine.work); });
     // Behind its keys and values, the last layer goes on with the rows that are looked at alone.
     const int count = next ? b_.tokens : b_.wanted;
     auto row = [&](int i) { return next ? i : b_.wanted_rows[i]; };
-    const float* attended = split_ ? attend_by_span(team, mine, l) : attend(team, l, !next);
+    const float* attended =
+        split_ ? attend_by_span(team, mine, l) : attend(team, mine, l, fused ? heads : 0, !next);
     rows(team, count, l.out,
          [&](int i) { quantise(mine, i, attended + int64_t(row(i)) * mixed, l.out); });
     matmul_to(team, mine, l.out, count, s_.narrow, m_.hidden);
@@ -285,14 +288,26 @@ class Step {
     return row != end && *row <= item.at[item.q.count - 1] / m_.q_heads;
   }
 
+  // How many KV heads go through a span together.
+  int together() const { return std::min(m_.kv_heads, kMaxDim / m_.head_dim); }
+
+  // Whether nobody but a row's own attention needs its heads: each sequence has one row, and all of
+  // the row's heads are one piece of work.
+  bool attends_by_row() const {
+    return !split_ && b_.tokens == b_.sequences && together() == m_.kv_heads &&
+           group_tiles(m_, 1) == 1;
+  }
+
   // [tokens, Hq, D] of attention, for all threads, of all rows or all that are `wanted`. The KV
   // heads of a tile go through a span one after the other, since they take turns in its pages'
-  // memory.
-  const float* attend(Team& team, const Layer& l, bool wanted) const {
-    const int dim = m_.head_dim, most = std::min(m_.kv_heads, kMaxDim / dim);
+  // memory. `heads_left`: those of a row that are still to be made ready, or 0.
+  const float* attend(Team& team, const Mine& mine, const Layer& l, int heads_left,
+                      bool wanted) const {
+    const int dim = m_.head_dim, most = together();
     const int groups = (m_.kv_heads + most - 1) / most;
     team.share_ahead(s_.first_item[b_.sequences] / m_.kv_heads * groups, [&](int u, int then) {
       const int first = u % groups * most, heads = std::min(most, m_.kv_heads - first);
+      for (int h = 0; h < heads_left; ++h) head(l, u, h, heads_left, mine.work);
       Item items[kMaxDim / kBlock];
       Running running[kMaxDim / kBlock];
       alignas(64) float out[kQueries * kMaxDim], span_out[kQueries * kMaxDim];

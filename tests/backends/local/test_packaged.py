@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from backends.local import packaged
+from backends.local import checkpoint, packaged
 from backends.local.checkpoint import load
 from backends.local.errors import ModelError, UnsupportedModel, WeightsDamaged, WeightsMissing
 from backends.local.packaged import MANIFEST, PACKAGED, PackagedModel, prepare, verify
 from backends.local.progress import NoProgress
+from backends.local.quantize import quantize
+from backends.local.smoothing import SAMPLE, SAMPLE_FILE
+from backends.local.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,6 +98,35 @@ def test_a_packaged_model_is_converted_once(toy: PackagedModel, tmp_path: Path) 
     assert (loaded.notice, loaded.profile.name) == ("Toys are free.", "transcript")
     assert loaded.fingerprint.startswith("sha256:")
     assert loaded.tokenizer.encode_text("he")[0] == loaded.config.vocab_size - 1
+
+
+def test_what_smoothing_reads_is_kept_as_ids(
+    toy: PackagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights are quantised before a tokenizer is in memory; another text's ids do not count."""
+    folder = prepare("toy", tmp_path, NoProgress())
+    ids = Tokenizer.load(folder).encode_text(SAMPLE)
+    steps: list[object] = []
+
+    def loaded(path: Path) -> Tokenizer:
+        steps.append("tokenizer")
+        return load_tokenizer(path)
+
+    def quantized(config: object, weights: object, sample: list[int]) -> object:
+        steps.append(sample)
+        return real_quantize(config, weights, sample)  # type: ignore[arg-type]
+
+    load_tokenizer, real_quantize = Tokenizer.load, quantize
+    monkeypatch.setattr(Tokenizer, "load", loaded)
+    monkeypatch.setattr(checkpoint, "quantize", quantized)
+    checkpoint.load(folder)
+    assert steps == [ids, "tokenizer"]
+
+    kept = json.loads((folder / SAMPLE_FILE).read_text())
+    (folder / SAMPLE_FILE).write_text(json.dumps(kept).replace(kept["sha256"], "0" * 64))
+    steps.clear()
+    checkpoint.load(folder)
+    assert steps == ["tokenizer", ids]
 
 
 def test_rotary_rows_are_put_back_in_halves(toy: PackagedModel, tmp_path: Path) -> None:
