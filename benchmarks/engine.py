@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -66,7 +65,6 @@ async def run(args: argparse.Namespace) -> dict[str, object]:
     """Our figures, the peers' and their ratios (`decode_b1_smollm2` …); see docs/engine.md."""
     if args.smoke:
         args.repeats, args.steps = 1, 2
-    bandwidth = measure_bandwidth(args.threads)
     ours: dict[str, float] = {}
     peers: dict[str, dict[str, float]] = {}
     for short, name in list(MODELS.items())[: 1 if args.smoke else None]:
@@ -74,13 +72,13 @@ async def run(args: argparse.Namespace) -> dict[str, object]:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
             figures = alone.submit(measure, name, args).result()
         ours |= {f"{key}_{short}": value for key, value in figures.items()}
-        ours[f"roof_b1_{short}"] = figures["decode_b1"] * _weight_bytes(name, args) / bandwidth
+        read = figures["decode_b1"] * _weight_bytes(name, args)
+        ours[f"roof_b1_{short}"] = read / figures["bandwidth"]
         print(f"{name}: {figures}", flush=True)
         for peer, rates in ({} if args.smoke else run_peers(name, args)).items():
             for key, value in rates.items():
                 peers.setdefault(f"{key}_{short}", {})[peer] = value
     return {
-        "bandwidth_gb_s": bandwidth / 1e9,
         "threads": args.threads,
         "ours": ours,
         "peers": peers,
@@ -91,7 +89,8 @@ async def run(args: argparse.Namespace) -> dict[str, object]:
 def measure(name: str, args: argparse.Namespace) -> dict[str, float]:
     """Tokens per second of one model: prefill, decode of one stream and of sixteen together.
 
-    And `peak_mib`, the process's most memory until then, less what its imports took.
+    And `peak_mib`, the process's most memory until then, less what its imports took; `bandwidth`,
+    bytes a second that memory gave in the same minute.
     """
     base = _peak_mib()
     settings = EngineSettings(
@@ -112,6 +111,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, float]:
         "decode_b16": _decode(made, STREAMS, args),
         "peak_mib": _peak_mib() - base,
     }
+    found["bandwidth"] = measure_bandwidth(args.threads)
     del made
     drafting = assemble(replace(settings, draft_tokens=3), NoProgress())
     return found | {"decode_b1_drafts": _decode(drafting, 1, args)}
@@ -209,7 +209,9 @@ def _weight_bytes(name: str, args: argparse.Namespace) -> float:
 
 
 def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """The most memory that this program held; what `getrusage` says counts who started it too."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def run_peers(name: str, args: argparse.Namespace) -> dict[str, dict[str, float]]:
