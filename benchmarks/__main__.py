@@ -9,13 +9,25 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import cards, engine, gpu, kvstore, overhead, prompts, quality, sampling, turns
+from benchmarks import (
+    cards,
+    engine,
+    gpu,
+    kvstore,
+    one_stream,
+    overhead,
+    prompts,
+    quality,
+    sampling,
+    turns,
+)
 
 BENCHMARKS = {
     "cards": cards,
     "engine": engine,
     "gpu": gpu,
     "kvstore": kvstore,
+    "one_stream": one_stream,
     "overhead": overhead,
     "prompts": prompts,
     "quality": quality,

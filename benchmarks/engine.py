@@ -86,14 +86,9 @@ async def run(args: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def measure(name: str, args: argparse.Namespace) -> dict[str, float]:
-    """Tokens per second of one model: prefill, decode of one stream and of sixteen together.
-
-    And `peak_mib`, the process's most memory until then, less what its imports took; `bandwidth`,
-    bytes a second that memory gave in the same minute.
-    """
-    base = _peak_mib()
-    settings = EngineSettings(
+def settings_of(name: str, args: argparse.Namespace) -> EngineSettings:
+    """An engine that is measured by itself: no store, no drafts."""
+    return EngineSettings(
         data_dir=args.data,
         model=name,
         threads=args.threads,
@@ -103,18 +98,28 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, float]:
         draft_tokens=0,
         store="none",
     )
+
+
+def measure(name: str, args: argparse.Namespace) -> dict[str, float]:
+    """Tokens per second of one model: prefill, decode of one stream and of sixteen together.
+
+    And `peak_mib`, the process's most memory until then, less what its imports took; `bandwidth`,
+    bytes a second that memory gave in the same minute.
+    """
+    base = _peak_mib()
+    settings = settings_of(name, args)
     made = assemble(settings, NoProgress())
     rates = [_prefill(made) for _ in range(args.repeats)]
     found = {
         "prefill": statistics.median(rates),
-        "decode_b1": _decode(made, 1, args),
-        "decode_b16": _decode(made, STREAMS, args),
+        "decode_b1": decode(made, 1, args),
+        "decode_b16": decode(made, STREAMS, args),
         "peak_mib": _peak_mib() - base,
     }
     found["bandwidth"] = measure_bandwidth(args.threads)
     del made
     drafting = assemble(replace(settings, draft_tokens=3), NoProgress())
-    return found | {"decode_b1_drafts": _decode(drafting, 1, args)}
+    return found | {"decode_b1_drafts": decode(drafting, 1, args)}
 
 
 def _turn(made: Assembled, tokens: int, number: int, reply: int) -> Turn:
@@ -160,7 +165,7 @@ def _prefill(made: Assembled) -> float:
     return count / (time.perf_counter() - begin)
 
 
-def _decode(made: Assembled, streams: int, args: argparse.Namespace) -> float:
+def decode(made: Assembled, streams: int, args: argparse.Namespace) -> float:
     """Tokens per second while `streams` speak. One that ends is replaced, outside of the count."""
     submitted = 0
     rates = []
