@@ -17,7 +17,7 @@ constexpr int kTileRows = 14;    // with two blocks, 28 sums, two weights, a cod
 constexpr int kOnePass = 24;     // up to so many, weights are read once, one block at a time
 constexpr int kFewRows = 4;      // up to so many, a row needs more sums than one
 constexpr int kRaised = 128;     // how much higher than they are weights are stored
-constexpr int kLoudIn = 8;       // fewer than one of so many inputs is loud
+constexpr int kLoudIn = 8;       // fewer than one of so many inputs is loud, in rows of numbers
 
 // An input whose code is `excess` more than its byte holds.
 struct Loud {
@@ -74,7 +74,8 @@ inline float quantize_for(const Linear& next, const float* x, uint8_t* codes) {
     if (!loud) continue;
     alignas(64) int32_t by[16];
     _mm512_store_si512(by, excess);
-    for (; loud; loud &= loud - 1) {
+    // A row with NaNs has no end of them; its results are none anyway.
+    for (; loud && tail.count < k / kLoudIn; loud &= loud - 1) {
       int at = __builtin_ctz(loud);
       tail.loud[tail.count++] = {i + at, by[at]};
     }

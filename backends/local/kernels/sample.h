@@ -101,8 +101,7 @@ class Draw {
   // The largest logit of each group and of all; whether that is finite, and no logit is a NaN.
   bool find_best() {
     bool strange = false;
-    if (known_) {
-      strange = fold_known();
+    if (known_ && fold_known()) {
       for (int i = ask_.begin; i < ask_.end; ++i) strange |= look_at(ids_[i] / kGroup);
     } else {
       for (size_t g = 0; g < largest_.size(); ++g) strange |= look_at(g);
@@ -111,7 +110,8 @@ class Draw {
     return std::isfinite(best_) && !strange;
   }
 
-  // The largest logit of each group from those of its four blocks; whether there is a NaN.
+  // The largest logit of each group from those of its four blocks; whether there is no NaN, or else
+  // the row says whether that was masked.
   bool fold_known() {
     static_assert(kGroup == 4 * kKnown);
     __m128 strange = _mm_setzero_ps();
@@ -131,7 +131,7 @@ class Draw {
       largest_[i / 4] = std::max(largest_[i / 4], known_[i]);
       any |= std::isnan(known_[i]);
     }
-    return any;
+    return !any;
   }
 
   // Finds the largest logit of a group; whether there is a NaN.

@@ -15,6 +15,7 @@ from backends.local.kernels import cpu, reference
 from backends.local.model import Chunk, Decoder, random_weights
 from backends.local.model_config import Llama3Rope, ModelConfig
 from backends.local.paged import SequenceKV
+from backends.local.quantize import quantize
 from backends.local.testing import arena
 
 if TYPE_CHECKING:
@@ -156,6 +157,34 @@ def test_kernels_and_reference_agree_bit_for_bit(
         assert torch.equal(*logits)
         for group, pages in pools[0].pages.items():
             assert torch.equal(pages, pools[1].pages[group])
+
+
+def test_a_row_without_numbers_harms_no_other(each_kernels: CpuKernels, threads: int) -> None:
+    """A token whose embedding is not a number: what stands beside it in a step keeps its bits."""
+    del threads
+    config = replace(
+        ModelConfig.synthetic(vocab_size=VOCABULARY, hidden_size=144, head_dim=48),
+        tie_embeddings=False,
+        intermediate_size=1536,
+    )
+    model = quantize(config, random_weights(config, 2))
+    scale = torch.where(torch.arange(VOCABULARY) == 7, torch.nan, model.embedding.scale)
+    model = replace(model, embedding=replace(model.embedding, scale=scale))
+    decoder = Decoder.of(model, each_kernels)
+
+    def logits_of(tokens: list[int]) -> Tensor:
+        pool = arena(config, 64 * 16, kv_dtype="int8")
+        chunks = [Chunk(SequenceKV(pool), torch.tensor([token])) for token in tokens]
+        return decoder.forward(chunks)
+
+    expected = logits_of(list(range(8, 20)))
+    for place in range(12):
+        tokens = list(range(8, 20))
+        tokens[place] = 7
+        found = logits_of(tokens)
+        assert not torch.isfinite(found[place]).any()
+        rest = torch.arange(12) != place
+        assert torch.equal(found[rest], expected[rest])
 
 
 def test_every_row_of_a_chunk_can_be_scored(kernels: CpuKernels) -> None:

@@ -46,6 +46,16 @@ def test_the_tokens_are_numpy_s(
     assert found == in_numpy(logits, draws)
 
 
+def test_a_masked_logit_need_not_be_a_number(each_kernels: CpuKernels) -> None:
+    """Nor where a step says the largest, which was before the mask; any other gives no token."""
+    logits = torch.zeros(2, 100)
+    logits[0, 70] = logits[1, 71] = torch.nan
+    draws: list[Draw | None] = [ask(Sampling(temperature=0.0), 0.0, (), (70,))] * 2
+    largest = largest_of_blocks(logits)
+    assert in_numpy(logits.numpy().copy(), draws) == [0, None]
+    assert draw_rows(each_kernels, logits, draws, largest) == [0, None]
+
+
 def largest_of_blocks(logits: Tensor) -> Tensor:
     """The largest of every 16 logits, a NaN where one is: what a step leaves beside them."""
     padded = F.pad(logits, (0, -logits.shape[1] % 16), value=-torch.inf)
