@@ -33,38 +33,40 @@ GREENROOM_INLINE __m512i load_row(const int8_t* row, int d, int dim) {
   return _mm512_maskz_loadu_epi8((uint64_t(1) << (dim - d)) - 1, row + d);
 }
 
+// Four keys, 128 higher, side by side: column[j] holds, in its quarter q, column 4 q + j of each.
+struct FourKeys {
+  __m512i column[4];
+
+  GREENROOM_INLINE FourKeys(const int8_t* keys, int64_t stride, int d, int dim) {
+    const __m512i up = _mm512_set1_epi8(int8_t(0x80));
+    __m512i r[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) r[i] = _mm512_xor_si512(load_row(keys + i * stride, d, dim), up);
+    __m512i a = _mm512_unpacklo_epi32(r[0], r[1]), b = _mm512_unpackhi_epi32(r[0], r[1]);
+    __m512i c = _mm512_unpacklo_epi32(r[2], r[3]), e = _mm512_unpackhi_epi32(r[2], r[3]);
+    column[0] = _mm512_unpacklo_epi64(a, c);
+    column[1] = _mm512_unpackhi_epi64(a, c);
+    column[2] = _mm512_unpacklo_epi64(b, e);
+    column[3] = _mm512_unpackhi_epi64(b, e);
+  }
+};
+
 // 16 keys, 128 higher, to columns: turned[d / 4 * 64 + key] holds four dimensions of a key.
 inline void turn_keys(const int8_t* keys, int64_t stride, int dim, int32_t* turned, Ahead& ahead) {
-  const __m512i up = _mm512_set1_epi8(int8_t(0x80));
   for (int d = 0; d < dim; d += 64) {
-    __m512i r[16], t[16];
     ahead.ask(4);
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) {
-      r[i] = _mm512_xor_si512(load_row(keys + i * stride, d, dim), up);
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < 16; i += 2) {
-      t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-      t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 16; i += 4) {  // r[i + j]: in each quarter q, four keys' column 4 q + j
-      r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-      r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-      r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-      r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
+    const FourKeys a(keys, stride, d, dim), b(keys + 4 * stride, stride, d, dim);
+    const FourKeys c(keys + 8 * stride, stride, d, dim), e(keys + 12 * stride, stride, d, dim);
     int32_t* to = turned + d / 4 * kPage;
     auto store = [&](int column, __m512i x) __attribute__((always_inline)) {
       if (d + column * 4 < dim) _mm512_store_si512(to + column * kPage, x);
     };
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
-      __m512i even = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88);
-      __m512i odd = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd);
-      __m512i even_too = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88);
-      __m512i odd_too = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
+      __m512i even = _mm512_shuffle_i32x4(a.column[j], b.column[j], 0x88);
+      __m512i odd = _mm512_shuffle_i32x4(a.column[j], b.column[j], 0xdd);
+      __m512i even_too = _mm512_shuffle_i32x4(c.column[j], e.column[j], 0x88);
+      __m512i odd_too = _mm512_shuffle_i32x4(c.column[j], e.column[j], 0xdd);
       store(j, _mm512_shuffle_i32x4(even, even_too, 0x88));
       store(8 + j, _mm512_shuffle_i32x4(even, even_too, 0xdd));
       store(4 + j, _mm512_shuffle_i32x4(odd, odd_too, 0x88));
@@ -117,24 +119,6 @@ inline void dots_of(int count, const QueryCode* const* q, int dim, const int32_t
   }
   dots<N, G>(q, dim, turned, out, at, ahead);
 }
-
-// Four keys, 128 higher, side by side: column[j] holds, in its quarter q, column 4 q + j of each.
-struct FourKeys {
-  __m512i column[4];
-
-  GREENROOM_INLINE FourKeys(const int8_t* keys, int64_t stride, int d, int dim) {
-    const __m512i up = _mm512_set1_epi8(int8_t(0x80));
-    __m512i r[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) r[i] = _mm512_xor_si512(load_row(keys + i * stride, d, dim), up);
-    __m512i a = _mm512_unpacklo_epi32(r[0], r[1]), b = _mm512_unpackhi_epi32(r[0], r[1]);
-    __m512i c = _mm512_unpacklo_epi32(r[2], r[3]), e = _mm512_unpackhi_epi32(r[2], r[3]);
-    column[0] = _mm512_unpacklo_epi64(a, c);
-    column[1] = _mm512_unpackhi_epi64(a, c);
-    column[2] = _mm512_unpacklo_epi64(b, e);
-    column[3] = _mm512_unpackhi_epi64(b, e);
-  }
-};
 
 // Dots of N queries with 16 keys from `keys` on. A sum's quarters are columns of their own until all
 // four keys' worth are there.
