@@ -43,8 +43,8 @@ MODELS = {"smollm2": "smollm2-135m-instruct", "gemma": "gemma-3-270m"}
 CONTEXT, PREFILL, STREAMS = 1000, 1024, 16
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what only this benchmark takes."""
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a benchmark of the engine beside llama.cpp takes."""
     parser.add_argument("--data", type=Path, default=Path("data"), help="data folder for weights")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=5, help="runs of which the median counts")
@@ -54,6 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=os.environ.get("LLAMA_PYTHON", sys.executable),
         help="a Python that has llama-cpp-python",
     )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what only this benchmark takes."""
+    add_common_arguments(parser)
     parser.add_argument(
         "--ctranslate2-python",
         default=os.environ.get("CTRANSLATE2_PYTHON", sys.executable),
@@ -221,11 +226,7 @@ def _peak_mib() -> float:
 
 def run_peers(name: str, args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """The peers' figures, by peer and quantisation; those that cannot run are missing."""
-    work = args.data / "peers"
-    work.mkdir(parents=True, exist_ok=True)
-    gguf = work / f"{name}.gguf"
-    if not gguf.is_file():
-        write_source(PACKAGED[name], gguf, NoProgress())
+    gguf = source_of(name, args)
     folder = prepare(name, args.data, NoProgress())
     found: dict[str, dict[str, float]] = {}
     for peer, python, model in (
@@ -233,23 +234,38 @@ def run_peers(name: str, args: argparse.Namespace) -> dict[str, dict[str, float]
         ("ctranslate2", args.ctranslate2_python, folder),
         ("torch", sys.executable, folder),
     ):
-        for kind, rates in _run_peer(peer, python, model, work, args).items():
+        for kind, rates in run_peer(peer, python, model, args).items():
             found[f"{peer} {kind}"] = rates
     return found
 
 
-def _run_peer(
-    peer: str, python: str, model: Path, work: Path, args: argparse.Namespace
+def source_of(name: str, args: argparse.Namespace) -> Path:
+    """The packaged GGUF file of a model, in the peers' folder."""
+    gguf: Path = _peers_folder(args) / f"{name}.gguf"
+    if not gguf.is_file():
+        write_source(PACKAGED[name], gguf, NoProgress())
+    return gguf
+
+
+def _peers_folder(args: argparse.Namespace) -> Path:
+    work: Path = args.data / "peers"
+    work.mkdir(parents=True, exist_ok=True)
+    return work
+
+
+def run_peer(
+    peer: str, python: str, model: Path, args: argparse.Namespace, **asked_too: int | str
 ) -> dict[str, dict[str, float]]:
     """One program's figures; empty, with the reason printed, where it fails."""
     asked = {
-        "work": work,
+        "work": _peers_folder(args),
         "threads": args.threads,
         "prefill": PREFILL,
         "context": CONTEXT,
         "streams": STREAMS,
         "steps": args.steps,
         "repeats": args.repeats,
+        **asked_too,
     }
     options = [word for name, value in asked.items() for word in (f"--{name}", str(value))]
     program = Path(__file__).with_name(f"peer_{peer}.py")

@@ -7,16 +7,12 @@ rounds' ratios counts. Greedy, 1,000 tokens of context, no drafts; llama.cpp as 
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import statistics
-import subprocess
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backends.local.assembly import assemble
-from backends.local.packaged import PACKAGED, write_source
 from backends.local.progress import NoProgress
 from benchmarks import engine
 
@@ -30,8 +26,8 @@ _made: Assembled | None = None  # of the one process that a model's rounds run i
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Those of `engine`, and how many rounds there are."""
-    engine.add_arguments(parser)
+    """Those of `engine` but for its other peers, and how many rounds there are."""
+    engine.add_common_arguments(parser)
     parser.set_defaults(steps=12)
     parser.add_argument("--rounds", type=int, default=6)
 
@@ -43,21 +39,22 @@ async def run(args: argparse.Namespace) -> dict[str, object]:
     found: dict[str, object] = {}
     for short, name in list(engine.MODELS.items())[: 1 if args.smoke else None]:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
-
-            def ours() -> float:
-                return alone.submit(_ours, name, args).result()  # noqa: B023 (called at once)
-
-            ours()  # loads the model
-            rounds = []
+            alone.submit(_ours, name, args).result()  # loads the model
+            rounds: list[tuple[float, float, float]] = []
             for _ in range(args.rounds):
-                rounds.append((ours(), 0.0 if args.smoke else _llama(name, args), ours()))
+                before = alone.submit(_ours, name, args).result()
+                peer = None if args.smoke else _llama(name, args)
+                if peer is None:
+                    found[short] = {"ours": before}
+                    break
+                rounds.append((before, peer, alone.submit(_ours, name, args).result()))
                 print(f"{name}: {rounds[-1]}", flush=True)
-        found[short] = {
-            "rounds": rounds,
-            "ours": statistics.median((a + b) / 2 for a, _, b in rounds),
-            "llama": statistics.median(peer for _, peer, _ in rounds),
-        }
-        if not args.smoke:
+        if rounds:
+            found[short] = {
+                "rounds": rounds,
+                "ours": statistics.median((a + b) / 2 for a, _, b in rounds),
+                "llama": statistics.median(peer for _, peer, _ in rounds),
+            }
             ratios = [(a + b) / 2 / peer for a, peer, b in rounds]
             found[f"ratio_b1_{short}"] = statistics.median(ratios)
     return found
@@ -69,29 +66,9 @@ def _ours(name: str, args: argparse.Namespace) -> float:
     return engine.decode(_made, 1, args)
 
 
-def _llama(name: str, args: argparse.Namespace) -> float:
-    work = args.data / "peers"
-    work.mkdir(parents=True, exist_ok=True)
-    gguf = work / f"{name}.gguf"
-    if not gguf.is_file():
-        write_source(PACKAGED[name], gguf, NoProgress())
-    sizes = {
-        "work": work,
-        "threads": args.threads,
-        "prefill": 64,
-        "context": engine.CONTEXT,
-        "streams": 1,
-        "steps": args.steps,
-        "repeats": args.repeats,
-        "kinds": KIND,
-    }
-    options = [word for option, value in sizes.items() for word in (f"--{option}", str(value))]
-    program = Path(__file__).with_name("peer_llama.py")
-    done = subprocess.run(
-        [args.llama_python, str(program), str(gguf), *options],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    rate: float = json.loads(done.stdout.splitlines()[-1])[KIND]["decode_b1"]
-    return rate
+def _llama(name: str, args: argparse.Namespace) -> float | None:
+    """None, with the reason printed, where it is not there."""
+    model = engine.source_of(name, args)
+    asked: dict[str, int | str] = {"streams": 1, "prefill": 64, "kinds": KIND}
+    rates = engine.run_peer("llama", args.llama_python, model, args, **asked)
+    return rates[KIND]["decode_b1"] if rates else None
