@@ -18,7 +18,7 @@ from backends.local.quantize import NARROW
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from backends.local.gpu.scratch import LayerPages, Scratch
+    from backends.local.gpu.scratch import LayerPages, Residual, Scratch
     from backends.local.gpu.shapes import Numbers
     from backends.local.layers import Layer
     from backends.local.quantize import QuantLinear, QuantModel
@@ -78,36 +78,21 @@ class HopperLaunches(Launches):
         self._products.gated(s.digits, tokens, linear, ins, gated, chained=chained)
         self._rows.quantize_gates(gated, tokens, s.digits, outs, max_code, chained=chained)
 
-    def _residual(
-        self,
-        numbers: Numbers,
-        s: Scratch,
-        splits: int,
-        linear: QuantLinear,
-        after: Tensor | None,
-        weight: Tensor,
-        max_code: int,
-        ins: Tensor,
-        outs: Tensor,
-        *,
-        last: bool,
-    ) -> None:
+    def _residual(self, numbers: Numbers, s: Scratch, r: Residual) -> None:
         shape = numbers.shape
-        if shape.tokens > self._products.ROWS or max_code != NARROW:
-            super()._residual(
-                numbers, s, splits, linear, after, weight, max_code, ins, outs, last=last
-            )
+        if shape.tokens > self._products.ROWS or r.max_code != NARROW:
+            super()._residual(numbers, s, r)
             return
         self._rows.add_and_norm(
             s.sums,
-            splits,
+            r.splits,
             shape.tokens,
-            (ins, linear.scale, outs),
+            (r.ins, r.linear.scale, r.outs),
             s.x,
-            (after, weight),
+            (r.after, r.weight),
             s.digits,
-            numbers["wanted"] if last else None,
-            shape.wanted if last else shape.tokens,
+            numbers["wanted"] if r.last else None,
+            shape.wanted if r.last else shape.tokens,
             chained=self._chained,
         )
 

@@ -17,7 +17,7 @@ import triton
 
 from backends.local.gpu import attention, greedy, rows
 from backends.local.gpu.gemm import linear_logits, linear_sums, tiles_for
-from backends.local.gpu.scratch import LayerPages, spans_read
+from backends.local.gpu.scratch import LayerPages, Residual, spans_read
 from backends.local.kernels.pages import int8_row_bytes, places
 
 if TYPE_CHECKING:
@@ -101,14 +101,16 @@ class Launches:
             self._residual(
                 numbers,
                 s,
-                splits,
-                layer.out,
-                layer.after_attention,
-                layer.before_mlp,
-                layer.gate_up.max_code,
-                ins,
-                outs,
-                last=False,
+                Residual(
+                    linear=layer.out,
+                    splits=splits,
+                    after=layer.after_attention,
+                    weight=layer.before_mlp,
+                    max_code=layer.gate_up.max_code,
+                    ins=ins,
+                    outs=outs,
+                    last=False,
+                ),
             )
             ins, outs = outs, ins
             self._gate(s, tokens, layer, ins, outs)
@@ -118,14 +120,16 @@ class Launches:
             self._residual(
                 numbers,
                 s,
-                splits,
-                layer.down,
-                layer.after_mlp,
-                model.norm if last else layers[index + 1].before_attention,
-                (model.head if last else layers[index + 1].qkv).max_code,
-                ins,
-                outs,
-                last=last,
+                Residual(
+                    linear=layer.down,
+                    splits=splits,
+                    after=layer.after_mlp,
+                    weight=model.norm if last else layers[index + 1].before_attention,
+                    max_code=(model.head if last else layers[index + 1].qkv).max_code,
+                    ins=ins,
+                    outs=outs,
+                    last=last,
+                ),
             )
             ins, outs = outs, ins
         tiles = tiles_for(shape.wanted, model.head, split=False)
@@ -175,39 +179,26 @@ class Launches:
             **self._all,
         )
 
-    def _residual(
-        self,
-        numbers: Numbers,
-        s: Scratch,
-        splits: int,
-        linear: QuantLinear,
-        after: Tensor | None,
-        weight: Tensor,
-        max_code: int,
-        ins: Tensor,
-        outs: Tensor,
-        *,
-        last: bool,
-    ) -> None:
+    def _residual(self, numbers: Numbers, s: Scratch, r: Residual) -> None:
         """Adds the normed product to the residual stream; the digits of its norm."""
         shape = numbers.shape
-        count = shape.wanted if last else shape.tokens
+        count = shape.wanted if r.last else shape.tokens
         rows.add_and_norm[(count,)](
             s.sums,
-            ins,
-            linear.scale,
-            weight if after is None else after,
+            r.ins,
+            r.linear.scale,
+            r.weight if r.after is None else r.after,
             s.x,
-            weight,
+            r.weight,
             numbers["wanted"],
             s.digits,
-            outs,
+            r.outs,
             shape.tokens,
             s.digits.stride(0),
-            SPLITS=splits,
-            AFTER=after is not None,
-            GATHER=last,
-            MAX_CODE=max_code,
+            SPLITS=r.splits,
+            AFTER=r.after is not None,
+            GATHER=r.last,
+            MAX_CODE=r.max_code,
             num_warps=_norm_warps(self._model.config.hidden_size, count),
             **self._norm,
         )

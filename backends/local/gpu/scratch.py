@@ -12,9 +12,9 @@ from backends.local.kernels.pages import PAGE_TOKENS, SPAN_TOKENS
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from backends.local.quantize import QuantModel
+    from backends.local.quantize import QuantLinear, QuantModel
 
-__all__ = ["LayerPages", "Scratch", "spans_read"]
+__all__ = ["LayerPages", "Residual", "Scratch", "spans_read"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,20 @@ class LayerPages:
     def sizes(self) -> tuple[int, int, int]:
         """Likewise: the table's width, bytes of a page, where the layer begins in it."""
         return self.width, self.codes.shape[1], self.row_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """A product that is added to the residual stream, and the norm behind the sum."""
+
+    linear: QuantLinear
+    splits: int  # partial sums of the product
+    after: Tensor | None  # [N], the weight of a norm before the sum
+    weight: Tensor  # [N], of the norm behind it
+    max_code: int  # of that norm's codes
+    ins: Tensor  # float32 [T], scales of the product's rows
+    outs: Tensor  # float32 [T], of the codes: written
+    last: bool  # only the rows that are looked at go on
 
 
 @dataclass(slots=True)
