@@ -26,6 +26,7 @@ import torch
 
 from backends.api import Message, Role, Sampling, Turn
 from backends.local.assembly import assemble
+from backends.local.kernels.cpu import BLOCK, build, kernel_cache
 from backends.local.model_config import ModelConfig
 from backends.local.packaged import PACKAGED, prepare, write_source
 from backends.local.progress import NoProgress
@@ -211,11 +212,19 @@ def measure_bandwidth(threads: int) -> float:
 
 
 def _weight_bytes(name: str, args: argparse.Namespace) -> float:
-    """int8 bytes of all weights that one token reads: the head, but of the embedding one row."""
+    """int8 bytes of all weights that one greedy token reads: of the embedding no more than a row.
+
+    Of a head that is looked at in 4 bits these, and not the few blocks that are read after it.
+    """
     folder = prepare(name, args.data, NoProgress())
     config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text()))
-    sizes = [a * b for a, b in (s for s in config.tensor_shapes().values() if len(s) == 2)]
-    return float(sum(sizes) - (0 if config.tie_embeddings else config.vocab_size))
+    shapes = (s for s in config.tensor_shapes().values() if len(s) == 2)
+    table = config.vocab_size * config.hidden_size
+    layers = sum(a * b for a, b in shapes) - table * (1 if config.tie_embeddings else 2)
+    kernels = build(kernel_cache())
+    blocks = -(-config.vocab_size // BLOCK)
+    head = blocks * kernels.coarse_bytes(config.hidden_size) if kernels else table
+    return float(layers + head)
 
 
 def _peak_mib() -> float:

@@ -59,8 +59,11 @@ class GroupRows:
         self.counts[row] -= pages
         return gone
 
-    def gather(self, rows: Ints) -> tuple[Ints, Ints]:
+    def gather(self, rows: Sequence[int]) -> tuple[Ints, Ints]:
         """First pages [B] and slots [B, the widest] of these rows; copies."""
+        if len(rows) == 1:  # what one stream waits for at every token
+            (row,) = rows
+            return self.first[row : row + 1].copy(), self.of(row)[None].copy()
         width = self.counts[rows].max()
         return self.first[rows], self.slots[rows, :width]
 

@@ -268,9 +268,11 @@ class Engine:
             new = request.tokens[start:end]
             if fitting:
                 new += fitting
-            chunks.append(Chunk(live.kv, new, 1 + len(fitting)))
             # The rows of an unfinished prompt are nobody's.
-            asked += live.generation.ask(fitting) if end == len(request.tokens) else [None]
+            draws = live.generation.ask(fitting) if end == len(request.tokens) else [None]
+            greedy = all(draw is None or draw.is_greedy for draw in draws)
+            chunks.append(Chunk(live.kv, new, 1 + len(fitting), greedy))
+            asked += draws
         if not pieces:
             return None
         began = self._clock()

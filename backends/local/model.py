@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from concurrent.futures import Future
+from itertools import accumulate
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -21,8 +22,8 @@ from backends.local.errors import ModelError
 from backends.local.float32 import Float32Steps
 from backends.local.int8 import Int8Steps
 from backends.local.kernels.batch import Batch
-from backends.local.kernels.cpu import CpuSteps
 from backends.local.kernels.pages import GroupTable
+from backends.local.kernels.steps import CpuSteps
 from backends.local.paged import NoRoom, SequenceKV
 from backends.local.quantize import quantize
 from backends.local.sampling import Sampler
@@ -48,12 +49,14 @@ DeviceChoice = Literal["auto", "cpu", "cuda"]
 class Chunk(NamedTuple):
     """The next tokens (T >= 1 ids) of a sequence: positions kv.length onwards.
 
-    Logits are wanted for the last `wanted` of them, at least one.
+    Logits are wanted for the last `wanted` of them, at least one. Where `largest_only`, for a
+    row's largest: any other may come out as -inf.
     """
 
     kv: SequenceKV
     tokens: Sequence[int] | Tensor
     wanted: int = 1
+    largest_only: bool = False
 
 
 class Decoder:
@@ -196,7 +199,7 @@ class Decoder:
         arena = chunks[0].kv.arena
         if arena.layout != self._layout:
             raise ValueError(f"the sequence's pool does not keep {self.kv_dtype} pages")
-        for kv, tokens, wanted in chunks:
+        for kv, tokens, wanted, _ in chunks:
             count = len(tokens)
             if not count:
                 raise ValueError("a chunk needs at least one token")
@@ -204,10 +207,10 @@ class Decoder:
                 raise ValueError(f"logits of {wanted} of {count} tokens")
             if kv.arena is not arena:
                 raise ValueError("sequences of one step share one pool of pages")
-        for kv, tokens, _ in chunks:
+        for kv, tokens, *_ in chunks:
             kv.reserve(len(tokens))
         logits = self._steps.run(_lay_out(chunks))
-        for kv, tokens, _ in chunks:
+        for kv, tokens, *_ in chunks:
             kv.advance(len(tokens))
         return logits
 
@@ -217,24 +220,31 @@ class Decoder:
 
 
 def _lay_out(chunks: Sequence[Chunk]) -> Batch:
-    before = np.array([chunk.kv.length for chunk in chunks])
-    counts = np.array([len(chunk.tokens) for chunk in chunks])
-    wanted = np.array([chunk.wanted for chunk in chunks])
-    ends, lengths = counts.cumsum(), before + counts
-    if len(chunks) == ends[-1]:  # one token each: a decode
-        positions, rows = before, np.arange(len(chunks))
+    counts = [len(chunk.tokens) for chunk in chunks]
+    starts = [0, *accumulate(counts)]
+    lengths = [chunk.kv.length + count for chunk, count in zip(chunks, counts, strict=True)]
+    ids: list[int] = []
+    for _, tokens, *_ in chunks:
+        ids += tokens.tolist() if isinstance(tokens, Tensor) else tokens
+    positions: Sequence[int] | NDArray[np.int64]
+    wanted: Sequence[int] | NDArray[np.int64]
+    if len(ids) == len(chunks):  # one token each: a decode
+        positions, wanted = [length - 1 for length in lengths], range(len(chunks))
     else:
-        positions = np.repeat(lengths - ends, counts) + np.arange(ends[-1])
-        # The last `wanted` rows of each chunk.
-        rows = np.repeat(ends - wanted.cumsum(), wanted) + np.arange(wanted.sum())
+        positions = _ending(lengths, counts)
+        wanted = _ending(starts[1:], [chunk.wanted for chunk in chunks])
+    # One tensor, cut: to make one takes its time in a step of few tokens.
+    arrays = [np.array(each, np.int32) for each in (ids, positions, starts, lengths, wanted)]
+    numbers = torch.from_numpy(np.concatenate(arrays))
+    parts = torch.split_with_sizes(numbers, [len(array) for array in arrays])
     arena = chunks[0].kv.arena
-    sequences = np.array([chunk.kv.row for chunk in chunks])
+    sequences = [chunk.kv.row for chunk in chunks]
     return Batch(
-        tokens=_ids(chunks),
-        positions=_ints(positions),
-        starts=_ints(np.concatenate([[0], ends])),
-        lengths=_ints(lengths),
-        wanted=_ints(rows),
+        tokens=parts[0],
+        positions=parts[1],
+        starts=parts[2],
+        lengths=parts[3],
+        wanted=parts[4],
         tables=tuple(
             GroupTable(arena.pages[id], torch.from_numpy(slots), torch.from_numpy(first))
             for id, (first, slots) in (
@@ -242,15 +252,16 @@ def _lay_out(chunks: Sequence[Chunk]) -> Batch:
                 for group in arena.layout.groups
             )
         ),
-        end=int(lengths.max()),
+        end=max(lengths),
+        largest_only=all(chunk.largest_only for chunk in chunks),
     )
 
 
-def _ids(chunks: Sequence[Chunk]) -> Tensor:
-    ids: list[int] = []
-    for _, tokens, _ in chunks:
-        ids += tokens.tolist() if isinstance(tokens, Tensor) else tokens
-    return torch.from_numpy(np.array(ids, np.int32))
+def _ending(ends: Sequence[int], counts: Sequence[int]) -> NDArray[np.int64]:
+    """The last `counts[i]` numbers before each of `ends`."""
+    return np.concatenate(
+        [np.arange(end - count, end) for end, count in zip(ends, counts, strict=True)]
+    )
 
 
 def _on_gpu(model: QuantModel, device: DeviceChoice, context: int) -> Steps | None:
@@ -265,10 +276,6 @@ def _on_gpu(model: QuantModel, device: DeviceChoice, context: int) -> Steps | No
     if steps is None and device == "cuda":
         raise ModelError("the CUDA device did not pass its trial; the log says why")
     return steps
-
-
-def _ints(values: NDArray[np.int64]) -> Tensor:
-    return torch.from_numpy(values.astype(np.int32))
 
 
 def random_weights(config: ModelConfig, seed: int) -> dict[str, Tensor]:

@@ -62,7 +62,8 @@ class QuantModel:
     """A whole decoder. `embedding` and `head` are one object when the weights are tied.
 
     `embed_factor`: float32 [hidden], what an embedding's codes times their scale are multiplied
-    with. `smoothing` names the factors that were moved between norms and products.
+    with. `smoothing` names the factors that were moved between norms and products. `head_inputs`:
+    float32 [S, hidden], what the head is given on a sample of text, where that is known.
     """
 
     config: ModelConfig
@@ -72,6 +73,7 @@ class QuantModel:
     norm: Tensor
     layers: tuple[Layer[QuantLinear], ...]
     smoothing: str = "none"
+    head_inputs: Tensor | None = None
 
     @property
     def numerics(self) -> str:
@@ -117,6 +119,7 @@ def quantize(
             for at in range(len(config.layers))
         ),
         smoothing=smoothing.digest(),
+        head_inputs=smoothing.head_inputs,
     )
 
 

@@ -85,11 +85,15 @@ def _sample_digest() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Smoothing:
-    """Factors [hidden] of every product behind a norm: by layer, and of the head."""
+    """Factors [hidden] of every product behind a norm: by layer, and of the head.
+
+    `head_inputs`: float32 [T, hidden], what the head is given on the sample with its factors moved.
+    """
 
     qkv: tuple[Tensor, ...]
     gate_up: tuple[Tensor, ...]
     head: Tensor
+    head_inputs: Tensor
 
     def digest(self) -> str:
         """A short name: two models of equal weights compute the same where it is equal."""
@@ -130,7 +134,9 @@ def find_smoothing(
         x = x + _normed(config, (gate * up) @ layer.down.T, layer.after_mlp)
     norm = weights["model.norm.weight"] + config.norm_offset
     head = weights["model.embed_tokens.weight" if config.tie_embeddings else "lm_head.weight"]
-    return Smoothing(tuple(qkv), tuple(gate_up), _factors(rms_norm(x, norm, config.rms_eps), head))
+    h = rms_norm(x, norm, config.rms_eps)
+    factors = _factors(h, head)
+    return Smoothing(tuple(qkv), tuple(gate_up), factors, h / factors)
 
 
 def _heads(

@@ -9,7 +9,7 @@ import structlog
 import torch
 
 from backends.local.int8 import Int8Steps
-from backends.local.kernels.cpu import CpuSteps
+from backends.local.kernels.steps import CpuSteps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

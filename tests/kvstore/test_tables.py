@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,7 +52,7 @@ def test_as_lists(orders: list[tuple[str, object]]) -> None:
             tables.give_back(row)
             del model[row]
         if model:
-            held = np.array(sorted(model), np.int32)
+            held = sorted(model)
             firsts, slots_of = group.gather(held)
             for index, each in enumerate(sorted(model)):
                 assert firsts[index] == model[each][0]

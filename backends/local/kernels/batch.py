@@ -26,7 +26,8 @@ class Batch:
 
     `tokens`, `positions`: [T]. `starts`: [B + 1], sequence b has rows [starts[b], starts[b + 1]).
     `lengths`: [B], KV tokens of each with the new ones. `wanted`: [W], rows that need logits.
-    `tables`: by group id. `end`: the largest length.
+    `tables`: by group id. `end`: the largest length. `largest_only`: whether logits are looked at
+    for a row's largest alone.
     """
 
     tokens: Tensor
@@ -36,6 +37,7 @@ class Batch:
     wanted: Tensor
     tables: tuple[GroupTable, ...]
     end: int
+    largest_only: bool = False
 
 
 class Steps(Protocol):
@@ -52,7 +54,10 @@ class Steps(Protocol):
     row_budget: int
 
     def run(self, batch: Batch) -> Tensor:
-        """Writes the new tokens' KV into the pages; returns float32 logits [W, vocab]."""
+        """Writes the new tokens' KV into the pages; returns float32 logits [W, vocab].
+
+        Where `batch.largest_only`, any that are not the largest of their row may be -inf.
+        """
         ...
 
     def draw(self, logits: Tensor, draws: Sequence[Draw | None]) -> Drawing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,24 +24,26 @@ def draw_rows(
     kernels: CpuKernels,
     logits: Tensor,
     draws: Sequence[Draw | None],
-    largest: Tensor | None = None,
+    largest: int | None = None,
 ) -> list[int | None]:
     """`sampling.draw_rows` for logits float32 [W, V] on the host, which are used up.
 
-    `largest`: [W, V / 16, rounded up], the largest of every 16 logits, where that is known.
+    `largest`: the address of the largest of every 16 logits, [W, V / 16, rounded up], where that
+    is known.
     """
     assert logits.is_contiguous()
     count, vocabulary = logits.shape
-    rows, ids = table(draws)
-    tokens = torch.empty(count, dtype=torch.int32)
+    tokens = (ctypes.c_int32 * count)()
+    greedy = all(draw is not None and draw.is_greedy for draw in draws)
+    rows, ids = (None, None) if greedy else table(draws)
     kernels.draw(
         logits.data_ptr(),
-        None if largest is None else largest.data_ptr(),
-        rows.ctypes.data,
-        ids.ctypes.data,
-        tokens.data_ptr(),
+        largest,
+        None if rows is None else rows.ctypes.data,
+        None if ids is None else ids.ctypes.data,
+        tokens,
         count,
         vocabulary,
         torch.get_num_threads(),
     )
-    return [None if token < 0 else token for token in tokens.tolist()]
+    return [None if token < 0 else token for token in tokens]

@@ -44,8 +44,8 @@ inline int padded(int n) { return (n + kBlock - 1) / kBlock * kBlock; }
 
 // Weights are read once, in order, faster than the hardware asks for them by itself.
 template <_mm_hint Near = _MM_HINT_T0>
-GREENROOM_INLINE void ask_ahead(const int8_t* weight) {
-  _mm_prefetch(reinterpret_cast<const char*>(weight) + kAhead, Near);
+GREENROOM_INLINE void ask_ahead(const int8_t* weight, int64_t ahead = kAhead) {
+  _mm_prefetch(reinterpret_cast<const char*>(weight) + ahead, Near);
 }
 
 // Rows of activation codes for one linear layer, code_bytes(layer) apart, with one scale a row.

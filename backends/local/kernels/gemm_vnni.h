@@ -135,9 +135,10 @@ __attribute__((noinline)) void tile(const uint8_t* x, int64_t stride, int k, con
 }
 
 // The same for few rows and one block; the multiply-add takes several cycles, so with four sums.
+// `ahead`: how many bytes further what is read later lies.
 template <int R>
 __attribute__((noinline)) void narrow_tile(const uint8_t* x, int64_t stride, int k,
-                                           const int8_t* weight,
+                                           const int8_t* weight, int64_t ahead,
                                            int32_t (*out)[kOnePass][kBlock]) {
   constexpr int kSums = 4;
   __m512i sum[R][kSums];
@@ -148,7 +149,7 @@ __attribute__((noinline)) void narrow_tile(const uint8_t* x, int64_t stride, int
   for (int i = 0; i < k; i += kSums * kTogether) {
 #pragma GCC unroll 4
     for (int s = 0; s < kSums; ++s, weight += kBlock * kTogether) {
-      ask_ahead(weight);
+      ask_ahead(weight, ahead);
       __m512i w = _mm512_loadu_si512(weight);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r)
@@ -163,12 +164,12 @@ __attribute__((noinline)) void narrow_tile(const uint8_t* x, int64_t stride, int
 
 template <int B, int R>
 inline void tile_of(int rows, const uint8_t* x, int64_t stride, int k, const int8_t* weight,
-                    int64_t blocks, int32_t (*out)[kOnePass][kBlock]) {
+                    int64_t blocks, int64_t ahead, int32_t (*out)[kOnePass][kBlock]) {
   if constexpr (R > 1) {
-    if (rows < R) return tile_of<B, R - 1>(rows, x, stride, k, weight, blocks, out);
+    if (rows < R) return tile_of<B, R - 1>(rows, x, stride, k, weight, blocks, ahead, out);
   }
   if constexpr (R <= kFewRows) {
-    for (int b = 0; b < B; ++b) narrow_tile<R>(x, stride, k, weight + b * blocks, out + b);
+    for (int b = 0; b < B; ++b) narrow_tile<R>(x, stride, k, weight + b * blocks, ahead, out + b);
   } else if constexpr (R <= kTileRows) {
     tile<R, B>(x, stride, k, weight, blocks, out);
   } else {
@@ -176,9 +177,10 @@ inline void tile_of(int rows, const uint8_t* x, int64_t stride, int k, const int
   }
 }
 
-// Calls emit(block, first row, rows, results) for B blocks from `index` on, tile by tile.
+// Calls emit(block, first row, rows, results) for B blocks from `index` on, tile by tile. What few
+// rows read later lies `ahead` bytes further.
 template <int B, typename Emit>
-inline void blocks_of(const Linear& linear, int index, const Rows& x, Emit emit) {
+inline void blocks_of(const Linear& linear, int index, const Rows& x, int64_t ahead, Emit emit) {
   const int64_t block_bytes = int64_t(kBlock) * linear.k, stride = code_bytes(linear);
   const int8_t* weight = linear.weight + index * block_bytes;
   const int most = x.count <= kOnePass ? kOnePass : kTileRows;
@@ -188,7 +190,7 @@ inline void blocks_of(const Linear& linear, int index, const Rows& x, Emit emit)
   for (int t = 0; t < tiles; ++t) {
     int begin = int64_t(x.count) * t / tiles, rows = int64_t(x.count) * (t + 1) / tiles - begin;
     const uint8_t* codes = x.codes + begin * stride;
-    tile_of<B, kOnePass>(rows, codes, stride, linear.k, weight, block_bytes, sums);
+    tile_of<B, kOnePass>(rows, codes, stride, linear.k, weight, block_bytes, ahead, sums);
     for (int b = 0; b < B; ++b) {
       const __m512 scale = _mm512_loadu_ps(linear.scale + (index + b) * kBlock);
       for (int r = 0; r < rows; ++r) {
@@ -207,9 +209,9 @@ inline void blocks_of(const Linear& linear, int index, const Rows& x, Emit emit)
 template <typename Emit>
 inline void blocks(const Linear& linear, int index, const Rows& x, Emit emit) {
   if (index + kUnitBlocks <= padded(linear.n) / kBlock)
-    blocks_of<kUnitBlocks>(linear, index, x, emit);
+    blocks_of<kUnitBlocks>(linear, index, x, kAhead, emit);
   else
-    blocks_of<1>(linear, index, x, emit);
+    blocks_of<1>(linear, index, x, kAhead, emit);
 }
 
 }  // namespace greenroom

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention.h"
+#include "coarse.h"
 #include "gemm.h"
 
 namespace greenroom {
@@ -16,6 +17,7 @@ struct Layer {
 
 struct Model {
   Linear embedding, head;
+  Coarse coarse;
   const float *norm, *embed_factor;
   const Layer* layers;
   int32_t layer_count, hidden, q_heads, kv_heads, head_dim, inner, vocab, gelu;
@@ -34,6 +36,8 @@ struct Batch {
   const Group* groups;
   const float *const *cos, *const *sin;  // by rope: [positions, D / 2]
   float *logits, *largest;               // [wanted, vocab]; of every block: [wanted, blocks]
+  int32_t* read;                         // null, or only the largest logits are asked for:
+                                         // how many blocks of the head were read for them
   uint8_t* scratch;
   int64_t scratch_bytes;
   int32_t tokens, sequences, wanted, threads, pages;  // pages: the most of any sequence and group
@@ -53,7 +57,7 @@ struct Mine {
 struct Buffers {
   Mine mine;  // the first thread's; `each` bytes further the next one's
   int64_t each;
-  float *wide, *narrow, *gated, *q_scale, *partial;
+  float *wide, *narrow, *gated, *q_scale, *partial, *floors;
   QueryCode* q_codes;
   int32_t *sequence, *first_item;
   int64_t bytes;
@@ -122,6 +126,7 @@ inline Buffers carve(const Model& m, const Batch& b) {
   carver.take(s.first_item, b.sequences + 1);
   int64_t partials = splits(m, b) ? rows * m.q_heads * most_spans(b) : 0;
   carver.take(s.partial, partials * (m.head_dim + 2));
+  carver.take(s.floors, kLooks * kFloors);
   s.bytes = carver.taken();
   return s;
 }

@@ -28,6 +28,7 @@ struct Ask {
 };
 
 constexpr int32_t kNoToken = -1;  // no finite logit, or nothing was asked
+constexpr int kKnown = 16;        // logits of which the largest may be known
 
 class Draw {
  public:
@@ -67,7 +68,7 @@ class Draw {
   }
 
  private:
-  static constexpr int kGroup = 64, kKnown = 16, kFew = 256, kSorted = 32;
+  static constexpr int kGroup = 64, kFew = 256, kSorted = 32;
   static constexpr int32_t kUnsure = -2;
   static constexpr float kLeast = -21.0f;  // below, a weight is less than 2**-30: nothing
   static constexpr int kBins = 1024, kAnyBin = -1;
@@ -318,5 +319,25 @@ class Draw {
   int64_t total_ = 0;
   std::vector<Candidate> candidates_;
 };
+
+// The first of the largest of `count` logits, as a greedy draw gives it. `known`: as for `Draw`.
+inline int32_t greedy_token(const float* row, int count, const float* known) {
+  const int blocks = (count + kKnown - 1) / kKnown, whole = blocks / 8 * 8;
+  __m256 strange = _mm256_setzero_ps(), most = _mm256_set1_ps(-INFINITY);
+  for (int b = 0; b < whole; b += 8) {
+    __m256 x = _mm256_loadu_ps(known + b);
+    strange = _mm256_or_ps(strange, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    most = _mm256_max_ps(most, x);
+  }
+  bool any = _mm256_movemask_ps(strange);
+  float best = max_lane(most);
+  for (int b = whole; b < blocks; ++b) {
+    any |= std::isnan(known[b]);
+    best = std::max(best, known[b]);
+  }
+  if (any || !std::isfinite(best)) return kNoToken;
+  const int begin = int(std::find(known, known + blocks, best) - known) * kKnown;
+  return int32_t(std::find(row + begin, row + count, best) - row);
+}
 
 }  // namespace greenroom

@@ -154,6 +154,26 @@ def test_end_token(model: LoadedModel) -> None:
     assert len(done.sampled.ids) == 1
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_only_greedy_draws_ask_for_the_largest_logits_alone(
+    model: LoadedModel, temperature: float
+) -> None:
+    """And not for the first token, whose likeliest may be masked."""
+    asked: list[bool] = []
+
+    class Watched(Decoder):
+        def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+            asked.extend(chunk.largest_only for chunk in chunks)
+            return super().forward(chunks)
+
+    watched = Watched.__new__(Watched)
+    watched.__dict__.update(model.decoder.__dict__)
+    turn = greedy(max_tokens=4)
+    turn = replace(turn, sampling=replace(turn.sampling, temperature=temperature))
+    Rig(replace(model, decoder=watched)).speak(turn)
+    assert asked == [False, *[temperature == 0.0] * 3]
+
+
 @pytest.fixture(params=["instant", "slow", "tiered"])
 def store(request: pytest.FixtureRequest, either_model: LoadedModel) -> Iterator[PrefixStore]:
     layout = either_model.config.kv_layout()

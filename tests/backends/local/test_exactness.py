@@ -48,6 +48,7 @@ class Recorded(Decoder):
     rows: dict[int, dict[int, torch.Tensor]]
 
     def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+        chunks = [chunk._replace(largest_only=False) for chunk in chunks]
         ends = [chunk.kv.length + len(chunk.tokens) for chunk in chunks]
         logits = super().forward(chunks)
         rows = iter(logits)

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backends.api import Sampling
-from backends.local.kernels.cpu import CpuSteps
 from backends.local.kernels.draws import draw_rows
+from backends.local.kernels.steps import CpuSteps
 from backends.local.model import Chunk, Decoder, random_weights
 from backends.local.model_config import ModelConfig
 from backends.local.paged import SequenceKV
@@ -42,7 +42,8 @@ def test_the_tokens_are_numpy_s(
     """Rows of any size, one or many, with any settings, also where a step says the largest."""
     logits, draws = case
     largest = largest_of_blocks(torch.from_numpy(logits)) if known else None
-    found = draw_rows(each_kernels, torch.from_numpy(logits.copy()), draws, largest)
+    address = None if largest is None else largest.data_ptr()
+    found = draw_rows(each_kernels, torch.from_numpy(logits.copy()), draws, address)
     assert found == in_numpy(logits, draws)
 
 
@@ -53,7 +54,7 @@ def test_a_masked_logit_need_not_be_a_number(each_kernels: CpuKernels) -> None:
     draws: list[Draw | None] = [ask(Sampling(temperature=0.0), 0.0, (), (70,))] * 2
     largest = largest_of_blocks(logits)
     assert in_numpy(logits.numpy().copy(), draws) == [0, None]
-    assert draw_rows(each_kernels, logits, draws, largest) == [0, None]
+    assert draw_rows(each_kernels, logits, draws, largest.data_ptr()) == [0, None]
 
 
 def largest_of_blocks(logits: Tensor) -> Tensor:
@@ -69,7 +70,8 @@ def test_a_step_leaves_the_largest_of_every_block(each_kernels: CpuKernels) -> N
     decoder = Decoder(config, steps)
     logits = decoder.score(Chunk(SequenceKV(arena(config, 64, kv_dtype="int8")), torch.arange(19)))
     assert steps._last is not None
-    assert torch.equal(steps._last[2], largest_of_blocks(logits))
+    behind = steps._last[1][logits.numel() :].view(19, -1)
+    assert torch.equal(behind, largest_of_blocks(logits))
     draws: list[Draw | None] = [ask(Sampling(temperature=1.0, top_k=5), 0.6, (1, 200))] * 19
     plain = in_numpy(logits.numpy().copy(), draws)
     assert decoder.draw(logits, draws)() == plain
