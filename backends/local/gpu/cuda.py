@@ -25,7 +25,7 @@ __all__ = ["Kernel", "TensorMap", "binary", "boxes", "kernels"]
 _HERE = Path(__file__).parent
 _FLAGS = ("--gpu-architecture=sm_90a", "--std=c++17", "-fmad=false")
 _CHAINED = 6  # of CUlaunchAttributeID
-_MOST_SHARED = 8  # CUfunction_attribute
+_MOST_SHARED, _CARVEOUT = 8, 9  # of CUfunction_attribute
 
 
 class TensorMap(ctypes.Array[ctypes.c_uint64]):
@@ -61,6 +61,9 @@ class Kernel:
 
     def __init__(self, function: ctypes.c_void_p, shared: int = 0) -> None:
         self._function = function
+        # A multiprocessor changes how much of its cache is shared memory only when it is empty:
+        # were that less for kernels of little, a launch that wants much could not begin beside.
+        _driver("cuFuncSetAttribute", function, _CARVEOUT, 100)
         if shared:
             _driver("cuFuncSetAttribute", function, _MOST_SHARED, shared)
 

@@ -1,9 +1,10 @@
 // Attention of sequences that have one new token, over pages of int8 KV with one KV head: each
 // span's own result, the bits of `attention.decode_spans`, which says what is computed.
 //
-// Blocks stay, and take spans of 256 keys in turns. A warp of each asks the copy engine for the
-// keys of the next span while the others work on the softmax of this one, and for its values when
-// they are done; several blocks a multiprocessor keep memory busy between them.
+// Blocks stay; each takes the next span of 256 keys when it is done with one. A warp of each asks
+// the copy engine for the keys of the next span while the others work on the softmax of this one,
+// and for its values when they are done; several blocks a multiprocessor keep memory busy between
+// them.
 //
 // Given by the compiler's command: D (128 or 256), G (query heads, at most 16), BLOCKS (on a
 // multiprocessor).
@@ -15,7 +16,8 @@ constexpr int KEYS = SPAN / WARPS, TILES = KEYS / 8;  // of a warp; 8 keys a til
 constexpr int PAGE_BYTES = PAGE * D, LINES = PAGE_BYTES / 128;  // of a page's keys, or values
 
 struct Item {
-    int span, low, length;
+    int span, low;
+    int length;  // 0 behind the last
     int part;  // of the results: sequences times spans
 };
 
@@ -125,13 +127,18 @@ struct Place {
     }
 };
 
-// The last warp: copies what each span needs.
-__device__ void fetch(Shared& s, const TensorMap* map, const Batch& batch,
+// What blocks have taken beyond their first spans, and how many blocks are done.
+struct Taken {
+    int spans, blocks;
+};
+
+// The last warp: takes spans, and copies what each needs.
+__device__ void fetch(Shared& s, const TensorMap* map, const Batch& batch, Taken* taken,
                       const signed char* q_codes, const float* q_scale, int reads) {
-    const int lane = threadIdx.x % 32, total = s.first[batch.sequences], step = gridDim.x;
+    const int lane = threadIdx.x % 32, total = s.first[batch.sequences];
     const u64 policy = read_once();
-    int phase = 0;
-    for (int at = blockIdx.x; at < total; at += step, phase ^= 1) {
+    int phase = 0, next = 0;
+    for (int at = blockIdx.x; at < total; at = next, phase ^= 1) {
         const Place place(batch, s.first, at);
         const int line = place.line, pages = __popc(__ballot_sync(~0u, place.needed));
         const auto ask_keys = [&] {
@@ -169,7 +176,17 @@ __device__ void fetch(Shared& s, const TensorMap* map, const Batch& batch,
             arrive(&s.k_there);
         }
         if (!early) ask_values();
+        // No earlier: another block may be done first.
+        if (lane == 0) next = gridDim.x + atomicAdd(&taken->spans, 1);
+        next = __shfl_sync(~0u, next, 0);
     }
+    begin_next();
+    if (lane) return;
+    await(&s.k_free, phase ^ 1);
+    s.item.length = 0;
+    arrive(&s.k_there);
+    await_previous();
+    if (atomicAdd(&taken->blocks, 1) == gridDim.x - 1) *taken = Taken{0, 0};  // for the next launch
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32 + 32, BLOCKS)
@@ -182,11 +199,11 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32 + 32, BLOCKS)
                  float* tops,                 // [B, reads, G], written
                  float* totals,               // the same
                  float* outs,                 // [B, reads, G, D], written
+                 Taken* taken,                // zeros, before and behind
                  int sequences, int width, int page_lines, int row_lines, int window, int reads) {
     extern __shared__ __align__(1024) unsigned char memory[];
     Shared& s = *(Shared*)memory;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    begin_next();
     if (warp == WARPS) {
         lay_spans(s.first, starts, lengths, sequences, window);
     } else if (threadIdx.x == 0) {
@@ -198,24 +215,24 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32 + 32, BLOCKS)
     if (warp == WARPS) {
         const Batch batch{arena, slots, first_page, starts, lengths, sequences,
                           width, page_lines, row_lines, window};
-        fetch(s, &map, batch, q_codes, q_scale, reads);
+        fetch(s, &map, batch, taken, q_codes, q_scale, reads);
         return;
     }
     await_previous();
     // A lane's place in the fragments of `multiply`: rows g and g + 8, columns 2c and 2c + 1. It
     // takes dims c * D / 4 and on for its inputs. Its dims of values are chosen so that lanes of a
     // row store what lies side by side.
-    const int g = lane / 4, c = lane % 4, total = s.first[sequences];
+    const int g = lane / 4, c = lane % 4;
     const int dim = 32 * warp + 4 * (g / 2 + g % 2 * 4);
     const u32 v_at[2] = {swizzled(2 * c * D + dim), swizzled((2 * c + 1) * D + dim)};
     u32 k_at[D / 64];
 #pragma unroll
     for (int j = 0; j < D / 64; ++j)
         k_at[j] = swizzled(g * D + c * (D / 4) + 16 * j) + warp * KEYS * D;
-    int phase = 0;
-    for (int at = blockIdx.x; at < total; at += gridDim.x, phase ^= 1) {
+    for (int phase = 0;; phase ^= 1) {
         await(&s.k_there, phase);
         const Item item = s.item;
+        if (item.length == 0) break;
         const float by[2] = {s.q_scale[g], s.q_scale[g + 8]};
         int dots[TILES][4];
 #pragma unroll

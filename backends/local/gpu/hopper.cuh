@@ -97,7 +97,8 @@ __device__ inline float gate(float x, float up, bool& rare) {
 
 __device__ inline u32 shared_address(const void* at) { return (u32)__cvta_generic_to_shared(at); }
 
-// Lets the next launch of a chain begin.
+// Lets the next launch of a chain begin, once all blocks have come here. Where few have room yet,
+// its blocks crowd on those multiprocessors and are slow: then this comes later in a kernel.
 __device__ inline void begin_next() { asm volatile("griddepcontrol.launch_dependents;"); }
 
 // Waits for the end of all launches before (see chain.py). A kernel does in all of its blocks.
@@ -136,6 +137,24 @@ __device__ inline void await(u64* barrier, int phase) {
         :
         : "r"(shared_address(barrier)), "r"(phase)
         : "memory");
+}
+
+// Blocks of a cluster meet: all wait for what all did before they arrived.
+__device__ inline void arrive_in_cluster() {
+    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+}
+
+__device__ inline void await_cluster() {
+    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+}
+
+// Writes a number where `at` is in the shared memory of the cluster's `block`.
+__device__ inline void tell(float* at, int block, float x) {
+    asm volatile("{.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+                 "st.shared::cluster.f32 [there], %2;}"
+                 :
+                 : "r"(shared_address(at)), "r"(block), "f"(x)
+                 : "memory");
 }
 
 // How the copy engine treats the L2 cache: what is read once need not stay there.

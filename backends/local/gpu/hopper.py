@@ -62,9 +62,11 @@ class HopperLaunches(Launches):
             return self._products.splits(linear)
         return super()._splits(tokens, linear)
 
-    def _product(self, s: Scratch, tokens: int, linear: QuantLinear) -> int:
+    def _product(self, s: Scratch, tokens: int, linear: QuantLinear, *, early: bool = False) -> int:
         if self._products.serves(tokens, linear):
-            return self._products.sums(s.digits, tokens, linear, s.sums, chained=self._chained)
+            return self._products.sums(
+                s.digits, tokens, linear, s.sums, early=early, chained=self._chained
+            )
         return super()._product(s, tokens, linear)
 
     def _gate(
@@ -111,7 +113,8 @@ class HopperLaunches(Launches):
             return
         self._turn.split(
             s.sums,
-            self._product(s, tokens, layer.qkv),
+            # Behind these heads attention asks for pages: the sooner, the better.
+            self._product(s, tokens, layer.qkv, early=True),
             tokens,
             layer.qkv,
             ins,
@@ -133,6 +136,7 @@ class HopperLaunches(Launches):
             numbers["lengths"],
             kv,
             (s.tops, s.totals, s.outs),
+            s.taken,
             chained=self._chained,
         )
 

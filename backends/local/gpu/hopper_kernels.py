@@ -1,7 +1,7 @@
 """The CUDA kernels for Hopper, each in place of one or two of Triton's, with the same bits.
 
 A decode's attention with one KV head (`decode.cu`, `merge.cu`), its heads (`heads.cu`), products of
-few rows (`products.cu`) and what lies between them (`rows.cu`).
+few rows (`products.cu`, `gates.cu`) and what lies between them (`rows.cu`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Decode:
         self._dim = dim
         self._heads = heads
         self._blocks = 3 if dim == 128 else 1  # on a multiprocessor, by their shared memory
-        sizes = {"D": dim, "G": heads, "BLOCKS": self._blocks}
+        self._shares = 1 + (heads % 2 == 0)  # blocks of a sequence's merge; four were slower
+        sizes = {"D": dim, "G": heads, "BLOCKS": self._blocks, "SHARES": self._shares}
         self._spans = cuda.kernels("decode.cu", {"decode_spans": _SHARED}, **sizes)["decode_spans"]
         self._merge = cuda.kernels("merge.cu", {"merge_spans": 0}, **sizes)["merge_spans"]
 
@@ -45,6 +46,7 @@ class Decode:
         lengths: Tensor,  # int32 [B]
         kv: LayerPages,
         parts: tuple[Tensor, Tensor, Tensor],  # tops, totals, outs: written
+        taken: Tensor,  # int32 [2], zeros before and behind
         *,
         chained: bool,
     ) -> None:
@@ -62,6 +64,7 @@ class Decode:
             starts,
             lengths,
             *parts,
+            taken,
             sequences,
             kv.width,
             kv.codes.shape[1] // 128,
@@ -90,8 +93,8 @@ class Decode:
     ) -> None:
         """`attention.merge_spans`, then 8-bit `rows.quantize_rows` of each sequence's row."""
         self._merge.launch(
-            (len(lengths), 1, 1),
-            self._heads * self._dim // 4,
+            (len(lengths) * self._shares, 1, 1),
+            self._heads * self._dim // 4 // self._shares,
             *parts,
             starts,
             lengths,
@@ -119,17 +122,27 @@ class _Product(ctypes.Structure):
 class Products:
     """Products of at most 64 rows, and what is done with them."""
 
-    OUTPUTS, INPUTS, ROWS = 128, 128, 64  # of a block, a stage, a step
+    OUTPUTS, INPUTS, ROWS = 64, 128, 64  # of a warpgroup, a stage, a step
+    GATE_GROUPS = 2  # as in gates.cu
     MOST_SPLITS = 8
 
     def __init__(self, model: QuantModel) -> None:
-        config = model.config
-        tanh = int(config.activation == "gelu_tanh")
-        names = {"sum_products": _SHARED, "gate_products": _SHARED}
-        linears = [x for y in model.layers for x in (y.qkv, y.out, y.gate_up, y.down)]
-        self._kernels = {
-            digits: cuda.kernels("products.cu", names, DIGITS=digits, TANH=tanh)
-            for digits in {_digits(linear) for linear in linears}
+        tanh = int(model.config.activation == "gelu_tanh")
+        gates = {_digits(layer.gate_up) for layer in model.layers}
+        sums = {
+            (_digits(linear), self.cut(linear)[0])
+            for layer in model.layers
+            for linear in (layer.qkv, layer.out, layer.down)
+        }
+        self._gates = {
+            digits: cuda.kernels("gates.cu", {"gate_products": _SHARED}, DIGITS=digits, TANH=tanh)
+            for digits in gates
+        }
+        self._sums = {
+            (digits, groups): cuda.kernels(
+                "products.cu", {"sum_products": _SHARED}, DIGITS=digits, GROUPS=groups
+            )
+            for digits, groups in sums
         }
 
     def serves(self, tokens: int, linear: QuantLinear) -> bool:
@@ -137,23 +150,47 @@ class Products:
         outputs, inputs = linear.codes.shape
         return tokens <= self.ROWS and inputs % 16 == 0 and outputs % 16 == 0
 
-    def splits(self, linear: QuantLinear) -> int:
-        """Splits of the inputs, a power of two: no more blocks than multiprocessors, each of at
-        least six stages, since the next kernel waits for every split's sums."""
+    def cut(self, linear: QuantLinear) -> tuple[int, int]:
+        """For partial sums: the warpgroups of a block, and the splits of the inputs.
+
+        As many blocks as there are multiprocessors at most, each of at least six stages, since the
+        next kernel waits for every split's sums; of equals the wider, whose rows are read less.
+        """
         outputs, inputs = linear.codes.shape
-        blocks, steps = -(-outputs // self.OUTPUTS), -(-inputs // self.INPUTS)
-        splits = self.MOST_SPLITS
-        while splits > 1 and (splits * blocks > _MULTIPROCESSORS or steps // splits < 6):
-            splits //= 2
-        return splits
+        steps = -(-inputs // self.INPUTS)
+        best, most = (2, 1), 0
+        for groups in (1, 2):
+            blocks, splits = -(-outputs // (self.OUTPUTS * groups)), 1
+            while (
+                2 * splits <= self.MOST_SPLITS
+                and 2 * splits * blocks <= _MULTIPROCESSORS
+                and steps // (2 * splits) >= 6
+            ):
+                splits *= 2
+            fits = min(splits * blocks, _MULTIPROCESSORS)
+            if fits >= most:
+                best, most = (groups, splits), fits
+        return best
+
+    def splits(self, linear: QuantLinear) -> int:
+        """Partial sums of each output."""
+        return self.cut(linear)[1]
 
     def sums(
-        self, digits: Tensor, tokens: int, linear: QuantLinear, out: Tensor, *, chained: bool
+        self,
+        digits: Tensor,
+        tokens: int,
+        linear: QuantLinear,
+        out: Tensor,
+        *,
+        early: bool = False,
+        chained: bool,
     ) -> int:
-        """As `gemm.linear_sums`."""
-        outputs, splits = len(linear.codes), self.splits(linear)
-        given = (out, tokens, outputs)
-        self._launch("sum_products", digits, tokens, linear, splits, given, chained=chained)
+        """As `gemm.linear_sums`. `early`: the next launch may begin at once, not when this may."""
+        groups, splits = self.cut(linear)
+        kernel = self._sums[_digits(linear), groups]["sum_products"]
+        given = (out, tokens, len(linear.codes), int(early))
+        self._launch(kernel, digits, tokens, linear, (groups, splits), given, chained=chained)
         return splits
 
     def gated(
@@ -167,30 +204,33 @@ class Products:
         chained: bool,
     ) -> None:
         """act(gate) * up [tokens, outputs / 2]; the layer's outputs are the gate, then up."""
+        kernel = self._gates[_digits(linear)]["gate_products"]
         given = (row_scale, linear.scale, out, tokens, len(linear.codes) // 2)
-        self._launch("gate_products", digits, tokens, linear, 1, given, chained=chained)
+        cut = (self.GATE_GROUPS, 1)
+        self._launch(kernel, digits, tokens, linear, cut, given, chained=chained)
 
     def _launch(
         self,
-        name: str,
+        kernel: cuda.Kernel,
         digits: Tensor,
         tokens: int,
         linear: QuantLinear,
-        splits: int,
+        cut: tuple[int, int],  # as `cut`
         given: tuple[cuda.Argument, ...],
         *,
         chained: bool,
     ) -> None:
         outputs, inputs = linear.codes.shape
-        count = _digits(linear)
-        room = self.INPUTS * (self.OUTPUTS + count * self.ROWS) + 16  # a stage and two barriers
+        groups, splits = cut
+        width, rows = self.OUTPUTS * groups, self.ROWS * _digits(linear)
+        room = self.INPUTS * (width + rows) + 16  # a stage and two barriers
         steps = -(-inputs // self.INPUTS)
         stages = min(-(-steps // splits), (_SHARED - _BESIDE) // room)
         weights = cuda.boxes(linear.codes, outputs, inputs, self.OUTPUTS // 2)
         planes = [cuda.boxes(plane, tokens, inputs, self.ROWS) for plane in digits]
-        self._kernels[count][name].launch(
-            (-(-outputs // self.OUTPUTS), splits, 1),
-            160,
+        kernel.launch(
+            (-(-outputs // width), splits, 1),
+            128 * groups + 32,
             _Product(weights, *planes, inputs, stages),
             *given,
             shared=stages * room,

@@ -1,24 +1,40 @@
 // Folds the spans of `decode.cu` into whole rows, and these into codes of 8 bits: the bits of
 // `attention.merge_spans` and `rows.quantize_rows`.
 //
-// Given by the compiler's command: D (128 or 256), G (query heads, at most 16).
+// Given by the compiler's command: D (128 or 256), G (query heads, at most 16), SHARES (blocks of a
+// sequence, which divide its heads).
 #include "hopper.cuh"
 #include "spans.cuh"
 
-constexpr int DEEP = G * D > 2048 ? 8 : 16;  // spans that are asked for at once
+constexpr int THREADS = G * D / 4 / SHARES;
+constexpr int DEEP = THREADS > 512 ? 8 : 16;  // spans that are asked for at once
 
-// A block a sequence, four dims a thread; a warp has one head.
-extern "C" __global__ void __launch_bounds__(G * D / 4)
+// The largest of the numbers of a cluster's blocks, none of them negative, for every thread. All
+// blocks must have met once before.
+__device__ inline float largest_of_cluster(float x) {
+    __shared__ float by_block[SHARES];
+    x = largest_of_block(x);
+    if (threadIdx.x < SHARES) tell(by_block + blockIdx.x % SHARES, threadIdx.x, x);
+    arrive_in_cluster(), await_cluster();
+    for (int block = 0; block < SHARES; ++block) x = fmaxf(x, by_block[block]);
+    return x;
+}
+
+// A cluster a sequence, four dims a thread; a warp has one head.
+extern "C" __global__ void __cluster_dims__(SHARES) __launch_bounds__(THREADS)
     merge_spans(const float* tops, const float* totals, const float* outs, const int* starts,
                 const int* lengths,
                 signed char* codes,  // [T, G * D], written
                 float* row_scale,    // [T], written
                 int window, int reads) {
-    const int b = blockIdx.x, lane = threadIdx.x % 32, column = 4 * threadIdx.x, head = column / D;
+    const int b = blockIdx.x / SHARES, lane = threadIdx.x % 32;
+    const int column = 4 * (blockIdx.x % SHARES * THREADS + threadIdx.x), head = column / D;
     begin_next();
+    arrive_in_cluster();
     const int row = starts[b], length = lengths[b];
     const bool one = starts[b + 1] - row == 1;
     await_previous();
+    await_cluster();
     if (!one) return;
     const int count = span_count(length, window);
     const long long begin = (long long)b * reads * G + head;
@@ -70,8 +86,8 @@ extern "C" __global__ void __launch_bounds__(G * D / 4)
     }
     out.x = __fdiv_rn(out.x, total), out.y = __fdiv_rn(out.y, total);
     out.z = __fdiv_rn(out.z, total), out.w = __fdiv_rn(out.w, total);
-    const float largest = largest_of_block(largest_of(out));
+    const float largest = largest_of_cluster(largest_of(out));
     *(char4*)(codes + (long long)row * G * D + column) =
         bytes_of(codes_of(out, inverse_of(largest, 127.0f)));
-    if (threadIdx.x == 0) row_scale[row] = largest * (float)(1.0 / 127);
+    if (column == 0) row_scale[row] = largest * (float)(1.0 / 127);
 }

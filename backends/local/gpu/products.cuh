@@ -2,15 +2,20 @@
 // block's weights begin to stream into shared memory before the rows exist, while the launch before
 // ends.
 //
-// A block: 128 outputs, a share of the inputs, all rows. One warp asks the copy engine for what
-// four others multiply on the tensor cores (`wgmma`). Blocks begin at different inputs, since all
-// want the same rows at once.
+// A block: 64 outputs for each of its warpgroups, a share of the inputs, all rows. One more warp
+// asks the copy engine for what these multiply on the tensor cores (`wgmma`). Blocks begin at
+// different inputs, since all want the same rows at once.
 //
-// Given by the compiler's command: DIGITS (of the rows' codes: 1 or 2).
+// Given by the compiler's command: DIGITS (of the rows' codes: 1 or 2), GROUPS (warpgroups).
 #pragma once
 #include "hopper.cuh"
 
-constexpr int ROWS = 64, OUTPUTS = 128, INPUTS = 128;
+constexpr int ROWS = 64, INPUTS = 128, OUTPUTS = 64 * GROUPS;
+constexpr int WORKERS = 128 * GROUPS, THREADS = WORKERS + 32;
+constexpr int BOX = 32;  // outputs that are asked for at once
+
+// Sums by digit, or a lone warpgroup's in turns: a product waits for the one before on its sums.
+constexpr int CHAINS = DIGITS == 2 || GROUPS == 1 ? 2 : 1;
 
 struct alignas(1024) Stage {  // swizzled by the copy engine
     unsigned char weights[OUTPUTS * INPUTS];
@@ -51,13 +56,13 @@ struct Product {
     int stages;           // that fit into shared memory
 };
 
-// The sums of all rows and outputs [first, first + 64) and [second, second + 64), over the share of
-// the inputs that is the block's y. False for threads that have none. A thread has those of rows g
-// and g + 8 of its warp's 16, columns 2c and 2c + 1 of every eight: `first_row`, `first_column`.
-// These threads call `meanwhile` while the rows come.
-template <typename Meanwhile>
-__device__ inline bool multiply_rows(int (&out)[2][32], const Product& product, int first,
-                                     int second, Meanwhile meanwhile) {
+// The sums of all rows and of the warpgroup's 64 outputs, over the share of the inputs that is the
+// block's y; `begin_of(i)` is where the i-th 32 outputs of the block begin. False for threads that
+// have none. A thread has those of rows g and g + 8 of its warp's 16, columns 2c and 2c + 1 of
+// every eight: `first_row`, `first_column`. These threads call `meanwhile` while the rows come.
+template <typename Begin, typename Meanwhile>
+__device__ inline bool multiply_rows(int (&out)[32], const Product& product, Begin begin_of,
+                                     Meanwhile meanwhile) {
     extern __shared__ __align__(1024) unsigned char memory[];
     Stage* const stage = (Stage*)memory;
     const int stages = product.stages;
@@ -67,19 +72,21 @@ __device__ inline bool multiply_rows(int (&out)[2][32], const Product& product, 
     const int begin = steps * blockIdx.y / gridDim.y, end = steps * (blockIdx.y + 1) / gridDim.y;
     const int count = end - begin, turn = blockIdx.x % count;
     if (threadIdx.x == 0) {
-        for (int i = 0; i < stages; ++i) make_barrier(there + i, 1), make_barrier(free + i, 4);
+        for (int i = 0; i < stages; ++i)
+            make_barrier(there + i, 1), make_barrier(free + i, WORKERS / 32);
         barriers_are_made();
     }
     __syncthreads();
-    if (warp == 4) {
+    if (warp == WORKERS / 32) {
         if (lane) return false;
         const u64 once = read_once(), often = read_often();
         const auto input = [&](int at) { return (begin + (at + turn) % count) * INPUTS; };
         const auto ask_weights = [&](int at, int i) {
-            unsigned char* const to = stage[i].weights;
             expect(there + i, sizeof(Stage));
-            copy_box(to, &product.weights, input(at), first, there + i, once);
-            copy_box(to + 64 * INPUTS, &product.weights, input(at), second, there + i, once);
+#pragma unroll
+            for (int box = 0; box < OUTPUTS / BOX; ++box)
+                copy_box(stage[i].weights + box * BOX * INPUTS, &product.weights, input(at),
+                         begin_of(box), there + i, once);
         };
         const auto ask_rows = [&](int at, int i) {
             const auto ask = [&](unsigned char* to, const TensorMap& digits) {
@@ -101,18 +108,18 @@ __device__ inline bool multiply_rows(int (&out)[2][32], const Product& product, 
         return false;
     }
     meanwhile();
-    int sums[DIGITS][2][32] = {};
+    const int group = threadIdx.x / 128;
+    int sums[CHAINS][32] = {};
     for (int at = 0, i = 0, last = 0, phase = 0; at < count; ++at) {
         await(there + i, phase);
         asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+        const u64 weights = described(stage[i].weights + 64 * INPUTS * group);
 #pragma unroll
         for (int k = 0; k < INPUTS / 32; ++k)
 #pragma unroll
-            for (int half = 0; half < 2; ++half)
-#pragma unroll
-                for (int digit = 0; digit < DIGITS; ++digit)
-                    multiply(sums[digit][half], described(stage[i].rows[digit]) + 2 * k,
-                             described(stage[i].weights + 64 * INPUTS * half) + 2 * k);
+            for (int digit = 0; digit < DIGITS; ++digit)
+                multiply(sums[DIGITS == 2 ? digit : k % CHAINS],
+                         described(stage[i].rows[digit]) + 2 * k, weights + 2 * k);
         asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
         asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
         if (at && lane == 0) arrive(free + last);
@@ -121,15 +128,15 @@ __device__ inline bool multiply_rows(int (&out)[2][32], const Product& product, 
     }
     asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 #pragma unroll
-    for (int i = 0; i < DIGITS * 64; ++i)  // nothing of them is read earlier
-        asm volatile("" : "+r"(sums[i / 64][i / 32 % 2][i % 32])::"memory");
+    for (int i = 0; i < CHAINS * 32; ++i)  // nothing of them is read earlier
+        asm volatile("" : "+r"(sums[i / 32][i % 32])::"memory");
 #pragma unroll
-    for (int i = 0; i < 64; ++i) {
-        const int high = DIGITS == 2 ? sums[0][i / 32][i % 32] * 128 : 0;
-        out[i / 32][i % 32] = sums[DIGITS - 1][i / 32][i % 32] + high;
+    for (int i = 0; i < 32; ++i) {
+        const int first = CHAINS == 2 ? sums[0][i] : 0;
+        out[i] = first * (DIGITS == 2 ? 128 : 1) + sums[CHAINS - 1][i];
     }
     return true;
 }
 
-__device__ inline int first_row() { return threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4; }
+__device__ inline int first_row() { return threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4; }
 __device__ inline int first_column() { return threadIdx.x % 4 * 2; }

@@ -56,7 +56,7 @@ class Residual:
 
 @dataclass(slots=True)
 class Scratch:
-    """What a launch leaves for the next; never read before it is written."""
+    """What a launch leaves for the next; but for `taken`, never read before it is written."""
 
     x: Tensor  # float32 [T, hidden]: the residual stream
     digits: Tensor  # int8 [2, T * widest input, and a little more]
@@ -68,6 +68,7 @@ class Scratch:
     tops: Tensor  # float32, one a span and head
     totals: Tensor
     outs: Tensor  # float32, D a span and head
+    taken: Tensor  # int32 [2], zeros: the count of spans that blocks share while they take them
     logits: Tensor  # float32, W * vocab
     top: Tensor  # float32 [W]
     best: Tensor  # int32 [W]
@@ -104,6 +105,7 @@ class Scratch:
             tops=floats(parts),
             totals=floats(parts),
             outs=floats(parts * config.head_dim),
+            taken=torch.zeros(2, dtype=torch.int32, device=device),
             logits=floats(wanted * config.vocab_size),
             top=floats(wanted),
             best=torch.zeros(wanted, dtype=torch.int32, device=device),

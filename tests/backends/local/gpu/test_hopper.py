@@ -44,7 +44,7 @@ TAKEN = {
     "float*": torch.float32,
     "int*": torch.int32,
     "signed char*": torch.int8,
-    "Meeting*": torch.int64,
+    "Taken*": torch.int32,
 }
 
 
@@ -138,12 +138,13 @@ def test_all_compile_for_every_shape() -> None:
     from backends.local.gpu import cuda
 
     try:
-        for digits in (1, 2):
-            cuda.binary("products.cu", (("DIGITS", digits), ("TANH", digits - 1)))
+        for digits, groups in ((1, 1), (1, 2), (2, 1), (2, 2)):
+            cuda.binary("products.cu", (("DIGITS", digits), ("GROUPS", groups)))
+            cuda.binary("gates.cu", (("DIGITS", digits), ("TANH", groups - 1)))
     except OSError as error:
         pytest.skip(f"no NVRTC: {error}")
     for dim, heads, blocks in ((128, 16, 3), (128, 1, 3), (256, 4, 1), (256, 16, 1)):
-        sizes = (("D", dim), ("G", heads), ("BLOCKS", blocks))
+        sizes = (("D", dim), ("G", heads), ("BLOCKS", blocks), ("SHARES", 1 + (heads > 1)))
         cuda.binary("decode.cu", sizes)
         cuda.binary("merge.cu", sizes)
     cuda.binary("heads.cu", ())
@@ -151,15 +152,26 @@ def test_all_compile_for_every_shape() -> None:
         cuda.binary("rows.cu", (("N", hidden), ("SIZE", size), ("INNER", inner)))
 
 
+@pytest.mark.parametrize("multiprocessors", [132, 1])
 @pytest.mark.parametrize("window", [None, 70, 300])
 @pytest.mark.parametrize(("group", "dim"), [(16, 128), (5, 128), (4, 256)])
 def test_decode_attention_is_the_reference_s(
-    hopper: str, group: int, dim: int, window: int | None
+    hopper: str,
+    group: int,
+    dim: int,
+    window: int | None,
+    multiprocessors: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Sequences of several lengths, pages in any order; one without a new token is left alone."""
-    from backends.local.gpu.hopper_kernels import Decode
+    """Sequences of several lengths, pages in any order; one without a new token is left alone.
+
+    Blocks for all spans, and a few that take one after another, which leave the count of what they
+    took as they found it: the next launch gives the same.
+    """
+    from backends.local.gpu import hopper_kernels
     from backends.local.gpu.scratch import LayerPages
 
+    monkeypatch.setattr(hopper_kernels, "_MULTIPROCESSORS", multiprocessors)
     lengths, width = [650, 64, 2900, 5], 46
     starts = [0, 1, 1, 2, 3]  # the second sequence has no row
     row = 2 * 64 * (dim + 2)
@@ -179,26 +191,22 @@ def test_decode_attention_is_the_reference_s(
         slots.to(hopper).flatten(), ints[2].to(hopper), there, width, row, window or 0, reads
     )
     codes, q_scale = reference.quantize_rows(q, reference.QUERY_CODE)
-    parts = 4 * reads * group
-    tops, totals, outs = (torch.zeros(n, device=hopper) for n in (parts, parts, parts * dim))
-    digits = torch.zeros((2, 3 * group * dim), dtype=torch.int8, device=hopper)
-    scale = torch.zeros(3, device=hopper)
-    starts_there, lengths_there = ints[0].to(hopper), ints[1].to(hopper)
-    decode = Decode(dim, group)
-    decode.spans(
-        (codes.to(torch.int8).to(hopper), (q_scale * 0.25).to(hopper)),
-        starts_there,
-        lengths_there,
-        kv,
-        (tops, totals, outs),
-        chained=False,
-    )
-    decode.merge(
-        (tops, totals, outs), starts_there, lengths_there, kv, digits, scale, chained=False
-    )
+    queries = codes.to(torch.int8).to(hopper), (q_scale * 0.25).to(hopper)
     wanted, wanted_scale = reference.quantize_rows(expected.flatten(1), 127)
-    assert torch.equal(digits[1].cpu().view(3, -1).float(), wanted)
-    assert torch.equal(scale.cpu(), wanted_scale)
+    starts_there, lengths_there = ints[0].to(hopper), ints[1].to(hopper)
+    taken = torch.zeros(2, dtype=torch.int32, device=hopper)
+    decode = hopper_kernels.Decode(dim, group)
+    for _ in range(2):
+        parts = 4 * reads * group
+        tops, totals, outs = (torch.zeros(n, device=hopper) for n in (parts, parts, parts * dim))
+        given = tops, totals, outs
+        digits = torch.zeros((2, 3 * group * dim), dtype=torch.int8, device=hopper)
+        scale = torch.zeros(3, device=hopper)
+        decode.spans(queries, starts_there, lengths_there, kv, given, taken, chained=False)
+        decode.merge(given, starts_there, lengths_there, kv, digits, scale, chained=False)
+        assert torch.equal(digits[1].cpu().view(3, -1).float(), wanted)
+        assert torch.equal(scale.cpu(), wanted_scale)
+    assert not taken.any()
 
 
 def products(linear: QuantLinear, activation: Any) -> Any:
@@ -209,10 +217,37 @@ def products(linear: QuantLinear, activation: Any) -> Any:
     return Products(SimpleNamespace(config=config, layers=[layer]))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "most", "cut"),
+    [
+        (48, 48, 127, (2, 1)),
+        (2048, 2048, 127, (1, 2)),  # 64 blocks of eight stages
+        (2048, 7040, 8128, (2, 8)),  # 128 blocks either way: the wider
+        (17000, 1536, 127, (2, 1)),  # more blocks than multiprocessors either way
+    ],
+)
+def test_products_fill_the_device_with_blocks_of_six_stages(
+    outputs: int, inputs: int, most: int, cut: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What sums are cut into, without a device."""
+    from backends.local.gpu import cuda
+
+    monkeypatch.setattr(cuda, "kernels", lambda *args, **given: {})
+    codes = torch.empty((outputs, inputs), dtype=torch.int8)
+    linear = QuantLinear(codes, torch.empty(outputs), most)
+    assert products(linear, "silu").cut(linear) == cut
+
+
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 @pytest.mark.parametrize(
     ("tokens", "outputs", "inputs", "most"),
-    [(1, 48, 48, 127), (5, 208, 1552, 8128), (64, 640, 2048, 127), (33, 256, 7040, 2032)],
+    [
+        (1, 48, 48, 127),
+        (5, 208, 1552, 8128),
+        (64, 640, 2048, 127),
+        (33, 256, 7040, 2032),
+        (64, 2048, 7040, 8128),
+    ],
 )
 def test_products_are_exact_and_gates_the_reference_s(
     hopper: str, tokens: int, outputs: int, inputs: int, most: int, activation: str
