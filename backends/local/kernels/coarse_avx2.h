@@ -35,7 +35,7 @@ __attribute__((noinline)) const int8_t* look(const Coarse& c, const Linear& head
     return _mm256_xor_si256(_mm256_broadcastsi128_si256(_mm_loadu_si128(at)), lift);
   };
   for (int i = 0; i < head.k; i += 8, from += 64) {
-    ask_ahead(from);
+    ask_ahead<_MM_HINT_NTA>(from);
     const __m256i low = table(i / 4), high = table(i / 4 + 1);
     for (int r = 0; r < R; ++r) {
       const auto* at = reinterpret_cast<const __m128i*>(codes + int64_t(r) * head.k + i);
@@ -52,7 +52,7 @@ __attribute__((noinline)) const int8_t* look(const Coarse& c, const Linear& head
     }
   }
   for (int d = 0; d < kDirections; d += 4, from += 64) {
-    ask_ahead(from);
+    ask_ahead<_MM_HINT_NTA>(from);
     for (int r = 0; r < R; ++r) {
       int32_t four;
       std::memcpy(&four, sight[r].along + d, 4);
@@ -61,7 +61,7 @@ __attribute__((noinline)) const int8_t* look(const Coarse& c, const Linear& head
         add_four(more[r][h], _mm256_xor_si256(part(h), lift), bytes, magnitude);
     }
   }
-  ask_ahead(from);
+  ask_ahead<_MM_HINT_NTA>(from);
   for (int r = 0; r < R; ++r)
     for (int h = 0; h < 2; ++h) {
       _mm256_store_si256(reinterpret_cast<__m256i*>(sums[r]) + h, sum[r][h]);

@@ -22,7 +22,7 @@ __attribute__((noinline)) const int8_t* look(const Coarse& c, const Linear& head
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(at)), index);
   };
   for (int i = 0; i < head.k; i += 8, from += 64) {
-    ask_ahead(from);
+    ask_ahead<_MM_HINT_NTA>(from);
     const __m512i both = _mm512_loadu_si512(from);
     const __m512i low = level(_mm512_and_si512(both, half), i / 4);
     const __m512i high = level(_mm512_and_si512(_mm512_srli_epi16(both, 4), half), i / 4 + 1);
@@ -33,13 +33,13 @@ __attribute__((noinline)) const int8_t* look(const Coarse& c, const Linear& head
     }
   }
   for (int d = 0; d < kDirections; d += 4, from += 64) {
-    ask_ahead(from);
+    ask_ahead<_MM_HINT_NTA>(from);
     const __m512i rests = _mm512_loadu_si512(from);
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r)
       add_products(more[r], rests, reinterpret_cast<const uint8_t*>(sight[r].along) + d);
   }
-  ask_ahead(from);
+  ask_ahead<_MM_HINT_NTA>(from);
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
     _mm512_store_si512(sums[r], _mm512_add_epi32(sum[r][0], sum[r][1]));

@@ -13,7 +13,7 @@ constexpr int kBlock = 16;
 constexpr int kReach = 32;  // a row's step is so wide that 127 of them reach 16 to 32 mean magnitudes
 // Bytes of weights between what is read and what is asked for; measured, one row and sixteen.
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-constexpr int kAhead = 16384;
+constexpr int kAhead = 8192;
 #else
 constexpr int kAhead = 1024;
 #endif
@@ -42,7 +42,8 @@ inline float widened(int32_t total, const Linear& l) {
 
 inline int padded(int n) { return (n + kBlock - 1) / kBlock * kBlock; }
 
-// Weights are read once, in order, faster than the hardware asks for them by itself.
+// Weights are read in order, faster than the hardware asks for them by itself. Those that a step
+// reads once (NTA) leave the caches to all else: KV, and whatever runs between steps.
 template <_mm_hint Near = _MM_HINT_T0>
 GREENROOM_INLINE void ask_ahead(const int8_t* weight, int64_t ahead = kAhead) {
   _mm_prefetch(reinterpret_cast<const char*>(weight) + ahead, Near);

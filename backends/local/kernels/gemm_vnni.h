@@ -149,7 +149,7 @@ __attribute__((noinline)) void narrow_tile(const uint8_t* x, int64_t stride, int
   for (int i = 0; i < k; i += kSums * kTogether) {
 #pragma GCC unroll 4
     for (int s = 0; s < kSums; ++s, weight += kBlock * kTogether) {
-      ask_ahead(weight, ahead);
+      ask_ahead<_MM_HINT_NTA>(weight, ahead);
       __m512i w = _mm512_loadu_si512(weight);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r)

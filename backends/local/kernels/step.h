@@ -70,7 +70,7 @@ class Step {
                                              units(next) * kUnitBlocks * kBlock * next.k;
     if (coarse_ && &next == &m_.head)
       weight = m_.coarse.blocks + team.first_of(padded(m_.vocab) / kBlock) * coarse_bytes(next.k);
-    for (int i = -kAhead; i < 0; i += 64) ask_ahead<_MM_HINT_T1>(weight + i);
+    for (int i = -kAhead; i < 0; i += 64) ask_ahead<_MM_HINT_NTA>(weight + i);
     rows(team, count, work);
   }
 

@@ -39,6 +39,7 @@ _log = structlog.get_logger()
 _LINE, _HUGE = 64, 1 << 21  # bytes of a cache line and of a huge page
 _WORTH = 0.4  # of the head read after a coarse look: more costs as much as to read it all
 _JUDGED = 16  # steps that this is judged by
+_WITHOUT = 256  # steps until it is tried again
 
 
 class _Arena:
@@ -101,6 +102,7 @@ class CpuSteps:
             coarse, keep = coarsen(kernels.coarsen, head, by, into)
             self._keep += keep
         self._blocks_read = 0.0  # of the head by a step with a coarse look, on average
+        self._whole_heads = 0  # greedy steps that still go without
         self._model = CModel(
             embedding,
             head,
@@ -130,6 +132,8 @@ class CpuSteps:
         memory = self._memory(count + wanted * self._blocks)
         logits = memory[:count].view(wanted, config.vocab_size)
         read = ctypes.c_int32(0)  # blocks of the head
+        looks = batch.largest_only and not self._whole_heads
+        self._whole_heads -= batch.largest_only and not looks
         ropes = self._ropes.upto(batch.end)
         widths = [table.slots.shape[1] for table in batch.tables]
         groups = (CGroup * len(widths))(
@@ -156,7 +160,7 @@ class CpuSteps:
             addresses(*(sin.data_ptr() for _, sin in ropes)),
             memory.data_ptr(),
             _behind(memory, count),
-            ctypes.addressof(read) if batch.largest_only else None,
+            ctypes.addressof(read) if looks else None,
             self._scratch.data_ptr(),
             len(self._scratch),
             len(batch.tokens),
@@ -177,11 +181,11 @@ class CpuSteps:
         return logits
 
     def _judge_coarse(self, read: int) -> None:
-        """Does without coarse looks where they leave so much of the head that it is not less."""
+        """Does without coarse looks for a while where they leave so much that it is not less."""
         self._blocks_read += (read - self._blocks_read) / _JUDGED
         if self._blocks_read > _WORTH * self._blocks:
-            self._model.coarse.blocks = None
-            _log.info("coarse_head_left", blocks_read=round(self._blocks_read))
+            _log.debug("coarse_head_left", blocks_read=round(self._blocks_read))
+            self._blocks_read, self._whole_heads = 0.0, _WITHOUT
 
     def draw(self, logits: Tensor, draws: Sequence[Draw | None]) -> Drawing:
         last, self._last = self._last, None
