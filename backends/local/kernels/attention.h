@@ -42,6 +42,9 @@ class Ahead {
     lines_ = (bytes + 63) / 64;
   }
 
+  // How many there are in all.
+  int lines() const { return int(count_ * lines_); }
+
   // Asks for the next few lines, if any are left.
   GREENROOM_INLINE void ask(int lines) {
     if (left_ <= 0 && !turn_page()) return;

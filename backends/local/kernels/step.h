@@ -125,7 +125,7 @@ class Step {
     const Layer& l = m_.layers[index];
     const Layer* next = index + 1 < m_.layer_count ? &l + 1 : nullptr;
     int heads = m_.q_heads + (l.owns ? 2 * m_.kv_heads : 0), mixed = m_.q_heads * m_.head_dim;
-    matmul_to(team, mine, l.qkv, b_.tokens, s_.wide, int64_t(heads) * m_.head_dim);
+    project_heads(team, mine, l, heads);
     const bool fused = attends_by_row();
     if (!fused)
       team.share(b_.tokens * heads, 4,
@@ -176,6 +176,21 @@ class Step {
         [&](int b) {
           for (int i = 0; i < b_.wanted; ++i) store(b * kBlock, i, none);
         });
+  }
+
+  // Queries, keys and values; where attention is split by span, what this thread's begins with is
+  // asked for meanwhile.
+  void project_heads(Team& team, const Mine& mine, const Layer& l, int heads) const {
+    const int64_t stride = int64_t(heads) * m_.head_dim;
+    if (!split_) return matmul_to(team, mine, l.qkv, b_.tokens, s_.wide, stride);
+    const Piece first = piece(l, team.first_of(pieces()));
+    Ahead ahead = first.is_real() ? before(l, first.item, first.span) : Ahead{};
+    const int lines = ahead.lines() / std::max(1, padded(l.qkv.n) / kBlock / team.size()) + 1;
+    matmul(team, mine, l.qkv, b_.tokens, [&](int n, int r, int rows, float (*out)[kBlock]) {
+      for (int i = 0; i < rows; ++i)
+        std::memcpy(s_.wide + (r + i) * stride + n, out[i], sizeof(out[i]));
+      ahead.ask(lines);
+    });
   }
 
   // x += h, or x += norm(h), for row t of x and row `from` of h. Other threads may read h too.
@@ -367,25 +382,46 @@ class Step {
     return s_.mine.mixed;
   }
 
+  // A span of an item, where attention is split so: the KV heads of a span one after the other,
+  // since they lie side by side.
+  struct Piece {
+    Item item;
+    int64_t span;
+    int at;  // the span, counted from the item's first
+    bool is_real() const { return span <= item.last_span(); }
+  };
+
+  int pieces() const { return s_.first_item[b_.sequences] * int(most_spans(b_)); }
+
+  Piece piece(const Layer& l, int u) const {
+    const int spans = int(most_spans(b_)), heads = m_.kv_heads;
+    Piece out;
+    find(u / (spans * heads) * heads + u % heads, l, out.item);
+    out.at = u / heads % spans;
+    out.span = out.item.first_span() + out.at;
+    return out;
+  }
+
   // Few rows of few sequences: every span is a piece of work, then every head is. [tokens, Hq, D].
   const float* attend_by_span(Team& team, const Mine& mine, const Layer& l) const {
-    int dim = m_.head_dim, items = s_.first_item[b_.sequences], spans = int(most_spans(b_));
+    int dim = m_.head_dim, spans = int(most_spans(b_));
     int64_t record = dim + 2, one = spans * record;  // partials of one query head
-    team.share_ahead(items * spans, [&](int u, int then) {
-      Item item;
-      find(u / spans, l, item);
-      int64_t p = item.first_span() + u % spans;
-      if (p > item.last_span()) return;
+    team.share_ahead(pieces(), [&](int u, int then) {
+      const Piece here = piece(l, u);
+      const Item& item = here.item;
+      if (!here.is_real()) return;
       Ahead ahead;
-      if (then != u && then / spans == u / spans && p + then - u <= item.last_span())
-        ahead = before(l, item, p + then - u);
+      if (then / m_.kv_heads != u / m_.kv_heads) {
+        const Piece next = piece(l, then);
+        if (next.is_real()) ahead = before(l, next.item, next.span);
+      }
       alignas(64) float span_out[kQueries * kMaxDim];
       float largest[kQueries], sum[kQueries];
       int which[kQueries];
-      int count = attend_to(l, item, p, ahead, which, {largest, sum, span_out});
+      int count = attend_to(l, item, here.span, ahead, which, {largest, sum, span_out});
       ahead.ask_for_rest();
       for (int j = 0; j < count; ++j) {
-        float* to = s_.partial + item.at[which[j]] * one + u % spans * record;
+        float* to = s_.partial + item.at[which[j]] * one + here.at * record;
         to[0] = largest[j];
         to[1] = sum[j];
         std::memcpy(to + 2, span_out + j * dim, sizeof(float) * dim);

@@ -47,7 +47,14 @@ class Team {
   // The same one by one, as work(i, then): `then` is the one this thread does next, or i itself.
   template <typename Work>
   void share_ahead(int count, Work work) {
-    auto claim = [&] { return taken_[0].count.fetch_add(1, std::memory_order_relaxed); };
+    auto claim = [&] {
+      for (int r = 0; r < runs(); ++r) {
+        const int run = (mine() + r) % runs();
+        int i = begin_of(run, count) + taken_[run].count.fetch_add(1, std::memory_order_relaxed);
+        if (i < begin_of(run + 1, count)) return i;
+      }
+      return count;
+    };
     for (int i = claim(); i < count;) {
       int then = claim();
       work(i, then < count ? then : i);
