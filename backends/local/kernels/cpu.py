@@ -33,6 +33,7 @@ _log = structlog.get_logger()
 
 _SOURCES = (
     "cpu.cpp",
+    "attend.h",
     "attention.h",
     "attention_avx2.h",
     "attention_vnni.h",
