@@ -17,7 +17,8 @@
 namespace greenroom {
 
 constexpr int kDirections = 16, kLevels = 16;
-constexpr int kFloors = 64;   // blocks that are read to see how large a row's logits get
+constexpr int kRuns = 64;     // of blocks: the most promising of each is read first
+constexpr int kFloors = 8;    // largest logits found so, each in as many runs
 constexpr int kLifted = 128;  // how much higher than they are levels and rests' bytes are stored
 
 // Mirrored in structs.py.
@@ -58,7 +59,7 @@ inline double margin_of(int k) { return k * 0x1p-20; }
 inline Sight sight_of(const Coarse& c, const Linear& head, const uint8_t* codes) {
   float y[kDirections] = {};
   double weighed = 0, plain = 0;
-  int32_t total = 0;
+  uint32_t total = 0;  // wraps where rows are no numbers, as sums do
   for (int i = 0; i < head.k; ++i) {
     const int code = code_at(codes, i);
     const float w = code * c.weights[i];
@@ -81,7 +82,7 @@ inline Sight sight_of(const Coarse& c, const Linear& head, const uint8_t* codes)
     const double lacks = double(y[d]) - double(step) * s.along[d];
     left += lacks * lacks;
   }
-  s.codes_lift = total * kLifted;
+  s.codes_lift = int32_t(total * kLifted);
   s.along_lift = along * kLifted;
   s.step = step * c.step;
   s.across = float(std::sqrt(std::max(0.0, weighed * (1 + margin) - length)));
@@ -100,7 +101,8 @@ inline void most_of(const Coarse& c, const Linear& head, int block, const Rows& 
   }
   alignas(64) int32_t sums[R][kBlock], along[R][kBlock];
   const int8_t* from = c.blocks + block * coarse_bytes(head.k);
-  const auto* across = reinterpret_cast<const float*>(look<R>(c, head, from, x, sight, sums, along));
+  from = look<R>(c, head, from, x, sight, sums, along);
+  const auto* across = reinterpret_cast<const float*>(from);
   const float* scale = head.scale + block * kBlock;
   for (int r = 0; r < R; ++r) {
     const Sight& s = sight[r];
@@ -159,8 +161,11 @@ inline void make_coarse(const Linear& head, int block, const uint8_t* nearest,
 template <typename Emit, typename Skip>
 inline void likeliest(Team& team, const Coarse& c, const Linear& head, const Rows& x,
                       float* largest, float* floors, int32_t* read, Emit emit, Skip skip) {
-  constexpr int kFew = 8, kPiece = 64;  // runs, blocks: what a piece of work takes
+  constexpr int kPiece = 64;  // blocks that a piece of work takes
   const int64_t count = padded(head.n) / kBlock, stride = code_bytes(head);
+  auto add_read = [&](int found) {
+    std::atomic_ref<int32_t>(*read).fetch_add(found, std::memory_order_relaxed);
+  };
   Sight sight[kLooks];
   for (int r = 0; r < x.count; ++r) sight[r] = sight_of(c, head, x.codes + r * stride);
   team.share(count, std::clamp(int(count) / (team.size() * 8), 1, kPiece), [&](int b) {
@@ -168,26 +173,27 @@ inline void likeliest(Team& team, const Coarse& c, const Linear& head, const Row
     most_of(c, head, b, x, sight, most);
     for (int r = 0; r < x.count; ++r) largest[r * count + b] = most[r];
   });
-  team.share(x.count * kFloors / kFew, 1, [&](int piece) {
-    const int row = piece * kFew / kFloors;
+  team.share(x.count * kFloors, 1, [&](int i) {
+    constexpr int kFew = kRuns / kFloors;
+    const int row = i / kFloors;
     const float* all = largest + row * count;
     int best[kFew], found = 0;
-    for (int run = piece * kFew % kFloors, i = 0; i < kFew; ++i, ++run) {
-      const float *begin = all + count * run / kFloors, *end = all + count * (run + 1) / kFloors;
+    for (int run = i % kFloors * kFew; run < (i % kFloors + 1) * kFew; ++run) {
+      const float *begin = all + count * run / kRuns, *end = all + count * (run + 1) / kRuns;
       if (begin < end) best[found++] = int(std::max_element(begin, end) - all);
     }
-    float& floor = floors[piece];
+    float& floor = floors[i];
     floor = -INFINITY;
     read_blocks(head, {x.codes + row * stride, x.scale + row, 1}, best, found,
                 [&](int b, int, int, float(*out)[kBlock]) {
                   for (int n = 0; n < std::min(kBlock, head.n - b * kBlock); ++n)
                     floor = std::max(floor, out[0][n]);  // a NaN leaves it as it is
                 });
+    add_read(found);
   });
   float floor[kLooks];
   for (int r = 0; r < x.count; ++r) {
-    const float* all = floors + r * (kFloors / kFew);
-    floor[r] = *std::max_element(all, all + kFloors / kFew);
+    floor[r] = *std::max_element(floors + r * kFloors, floors + (r + 1) * kFloors);
   }
   team.share((count + kPiece - 1) / kPiece, 1, [&](int piece) {
     int likely[kPiece], found = 0;
@@ -200,7 +206,7 @@ inline void likeliest(Team& team, const Coarse& c, const Linear& head, const Row
         skip(b);
     }
     read_blocks(head, x, likely, found, emit);
-    std::atomic_ref<int32_t>(*read).fetch_add(found, std::memory_order_relaxed);
+    add_read(found);
   });
 }
 

@@ -19,8 +19,9 @@ GREENROOM_INLINE void add_four(__m256i& sum, __m256i bytes, __m256i four, __m256
 // A block's products of levels and of rests along directions with R rows, both lifted: sums, along.
 // Returns what lies behind.
 template <int R>
-__attribute__((noinline)) const int8_t* look(const Coarse& c, const Linear& head, const int8_t* from, const Rows& x,
-                          const Sight* sight, int32_t (*sums)[kBlock], int32_t (*along)[kBlock]) {
+__attribute__((noinline)) const int8_t* look(const Coarse& c, const Linear& head,
+                                             const int8_t* from, const Rows& x, const Sight* sight,
+                                             int32_t (*sums)[kBlock], int32_t (*along)[kBlock]) {
   const auto* codes = reinterpret_cast<const int16_t*>(x.codes);
   const __m256i half = _mm256_set1_epi8(15), lift = _mm256_set1_epi8(int8_t(kLifted));
   __m256i sum[R][2], more[R][2];

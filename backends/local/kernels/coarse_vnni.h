@@ -10,8 +10,9 @@ inline int code_at(const uint8_t* codes, int i) { return int8_t(codes[i]); }
 // A block's products of levels and of rests along directions with R rows, both lifted: sums, along.
 // Returns what lies behind.
 template <int R>
-__attribute__((noinline)) const int8_t* look(const Coarse& c, const Linear& head, const int8_t* from, const Rows& x,
-                          const Sight* sight, int32_t (*sums)[kBlock], int32_t (*along)[kBlock]) {
+__attribute__((noinline)) const int8_t* look(const Coarse& c, const Linear& head,
+                                             const int8_t* from, const Rows& x, const Sight* sight,
+                                             int32_t (*sums)[kBlock], int32_t (*along)[kBlock]) {
   const int64_t stride = code_bytes(head);
   const __m512i half = _mm512_set1_epi8(15);
   __m512i sum[R][2], more[R];

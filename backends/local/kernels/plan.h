@@ -7,7 +7,7 @@
 
 namespace greenroom {
 
-// These structs are mirrored, field by field, in cpu.py.
+// These structs are mirrored, field by field, in structs.py.
 struct Layer {
   Linear qkv, out, gate_up, down;
   const float *before_attention, *before_mlp;

@@ -14,7 +14,7 @@ class Step : Attention {
  public:
   Step(const Model& model, const Batch& batch)
       : Attention(model, batch),
-        coarse_(m_.coarse.blocks && b_.read && b_.wanted <= kLooks) {
+        coarse_(m_.coarse.blocks && !is_wide(m_.head) && b_.read && b_.wanted <= kLooks) {
     s_.first_item[0] = 0;
     for (int q = 0; q < b_.sequences; ++q) {
       int count = b_.starts[q + 1] - b_.starts[q];

@@ -133,7 +133,8 @@ class CpuSteps:
         logits = memory[:count].view(wanted, config.vocab_size)
         read = ctypes.c_int32(0)  # blocks of the head
         looks = batch.largest_only and not self._whole_heads
-        self._whole_heads -= batch.largest_only and not looks
+        if batch.largest_only and not looks:
+            self._whole_heads -= 1
         ropes = self._ropes.upto(batch.end)
         widths = [table.slots.shape[1] for table in batch.tables]
         groups = (CGroup * len(widths))(

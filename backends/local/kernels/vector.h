@@ -98,7 +98,7 @@ inline float store_logits(const float* block, int count, float* to) {
     float largest = block[0];
     for (int i = 0; i < count; ++i) {
       to[i] = block[i];
-      if (!(block[i] <= largest)) largest = block[i];
+      if (!(block[i] <= largest) && largest == largest) largest = block[i];
     }
     return largest;
   }

@@ -37,9 +37,9 @@ VOCABULARY = 1003  # no whole number of blocks
 GREEDY = Draw(Settings(1.0, 0.0, 1.0, -float("inf"), 0), 0.0, *[np.empty(0, np.int32)] * 2)
 
 
-@pytest.fixture(params=[1, 2])
+@pytest.fixture(params=[1, 2, 5])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Runs the test with one thread and with two."""
+    """Runs the test with one thread, with two, and with more than there are cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -185,10 +185,11 @@ def test_a_row_without_numbers_has_no_token(each_kernels: CpuKernels) -> None:
     assert found[1] is not None
 
 
-def test_a_logit_that_is_no_number_is_never_left_out(each_kernels: CpuKernels) -> None:
-    """One broken row of the head: no token, as with the whole head."""
+@pytest.mark.parametrize("row", [900, VOCABULARY - 2])
+def test_a_logit_that_is_no_number_is_never_left_out(each_kernels: CpuKernels, row: int) -> None:
+    """One broken row of the head: no token, as with the whole head; also in a block cut short."""
     model = model_of(config_of(144), 3, "peaked")
-    scale = torch.where(torch.arange(VOCABULARY) == 900, torch.nan, model.head.scale)
+    scale = torch.where(torch.arange(VOCABULARY) == row, torch.nan, model.head.scale)
     model = replace(model, head=replace(model.head, scale=scale))
     (_, expected), (_, found) = both(Decoder.of(model, each_kernels), [[8]], 1)
     assert found == expected == [None]
