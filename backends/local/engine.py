@@ -45,6 +45,7 @@ from backends.local.model import Chunk
 from backends.local.paged import SequenceKV
 from backends.local.prefix import Whose
 from backends.local.request import State
+from backends.local.sampling import all_greedy
 from backends.local.scheduler import Full, Scheduler
 
 if TYPE_CHECKING:
@@ -270,8 +271,7 @@ class Engine:
                 new += fitting
             # The rows of an unfinished prompt are nobody's.
             draws = live.generation.ask(fitting) if end == len(request.tokens) else [None]
-            greedy = all(draw is None or draw.is_greedy for draw in draws)
-            chunks.append(Chunk(live.kv, new, 1 + len(fitting), greedy))
+            chunks.append(Chunk(live.kv, new, 1 + len(fitting), all_greedy(draws)))
             asked += draws
         if not pieces:
             return None

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
     Ids = NDArray[np.int32]
 
-__all__ = ["ROW", "Draw", "Sampler", "draw", "draw_rows", "table"]
+__all__ = ["ROW", "Draw", "Sampler", "all_greedy", "draw", "draw_rows", "table"]
 
 UNIT = 1 << 30
 """The largest weight; 2**33 of them would fit in 63 bits."""
@@ -191,6 +191,11 @@ class _Seen:
         if at == len(self._ids):
             self._ids = np.concatenate([self._ids, np.empty_like(self._ids)])
         self._ids[at] = id
+
+
+def all_greedy(draws: Sequence[Draw | None]) -> bool:
+    """Whether every token that is asked for is that of a row's largest logit."""
+    return all(ask is None or ask.is_greedy for ask in draws)
 
 
 def draw_rows(logits: Floats, draws: Sequence[Draw | None]) -> list[int | None]:

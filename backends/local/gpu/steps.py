@@ -19,6 +19,7 @@ from backends.local.gpu.hopper import launches_for
 from backends.local.gpu.scratch import Scratch, spans_read
 from backends.local.gpu.shapes import Numbers, Shape, Shapes
 from backends.local.layers import RopeTables
+from backends.local.sampling import all_greedy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -136,7 +137,7 @@ class GpuSteps:
         return scratch.logits[: wanted * vocabulary].view(wanted, vocabulary)
 
     def draw(self, logits: Tensor, draws: Sequence[Draw | None]) -> Drawing:
-        if all(ask is None or ask.is_greedy for ask in draws):
+        if all_greedy(draws):
             return self._likeliest
         return self._draws.begin(logits, draws)
 

@@ -4,7 +4,7 @@ Most bytes that one greedy token reads are the head's. Its codes are looked at c
 a byte each, and only rows whose logit may still be the largest are read as they are; the token is
 the same. What makes that exact is a bound: with c a row's codes, q their coarse levels and x the
 input's codes, the product is q x + r x, r = c - q, and |r x| <= |r| |x| (Cauchy-Schwarz). Alone it
-rules nothing out (r is a tenth of c, the best logit's cosine a fifth). Three things narrow it down:
+rules nothing out. Three things narrow it down:
 
 - The 16 levels are those that suit the inputs' codes, four inputs together (Lloyd's algorithm).
 - Inputs of a head lie mostly along few directions. What r has along 16 of them is kept, in bytes,
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from backends.local.kernels.cpu import BLOCK
 from backends.local.kernels.structs import CCoarse
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Coarseness", "coarsen", "coarseness"]
 
-LEVELS, DIRECTIONS, TOGETHER, BLOCK = 16, 16, 4, 16
+LEVELS, DIRECTIONS, TOGETHER = 16, 16, 4
 _ROUNDS = 40
 _ROWS = 4096  # whose codes say which levels suit
 _LEAST = 1e-3  # of the median: what a weight is at least

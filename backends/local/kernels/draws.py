@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from backends.local.sampling import table
+from backends.local.sampling import all_greedy, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,8 +34,7 @@ def draw_rows(
     assert logits.is_contiguous()
     count, vocabulary = logits.shape
     tokens = (ctypes.c_int32 * count)()
-    greedy = all(draw is not None and draw.is_greedy for draw in draws)
-    rows, ids = (None, None) if greedy else table(draws)
+    rows, ids = (None, None) if all_greedy(draws) else table(draws)
     kernels.draw(
         logits.data_ptr(),
         largest,
@@ -46,4 +45,7 @@ def draw_rows(
         vocabulary,
         torch.get_num_threads(),
     )
-    return [None if token < 0 else token for token in tokens]
+    return [
+        None if draw is None or token < 0 else token
+        for draw, token in zip(draws, tokens, strict=True)
+    ]
